@@ -1,0 +1,84 @@
+"""nngeo-core: layers, vectors, structured Jacobians, abstract matrices, likelihoods, plugins, and what users call."""
+
+from nngeo_core.errors import (
+    LayerCollectionMismatchError,
+    NNGeoError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    PluginError,
+    ShapeError,
+    UnsupportedLayerError,
+    UnsupportedOperationError,
+)
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.jacobians.dense import DenseJacobian
+from nngeo_core.jacobians.index import IndexJacobian
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.jacobians.scale_shift import ScaleShiftJacobian
+from nngeo_core.jacobians.sum import SumJacobian
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.layers.layer import Conv2dLayer, ConvTranspose2dLayer, Layer, LinearLayer, ParameterLayer
+from nngeo_core.layers.rule import Call, LayerRule
+from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.likelihoods.categorical import ClassifLogits
+from nngeo_core.likelihoods.gaussian import GaussianLikelihood
+from nngeo_core.linear_algebra.bdot import bdot
+from nngeo_core.matrices.fmat import FMat
+from nngeo_core.matrices.maps import PullBack, PushForward
+from nngeo_core.matrices.pmat import PMat
+from nngeo_core.plugins import hookimpl
+from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.populate import populate
+from nngeo_core.vectors.fvector import FVector, random_fvector
+from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_dict
+from nngeo_core.verbs.fim import FIM
+
+__all__ = [
+    "Accumulator",
+    "Call",
+    "ClassifLogits",
+    "Conv2dLayer",
+    "ConvTranspose2dLayer",
+    "DenseJacobian",
+    "FIM",
+    "FMat",
+    "FVector",
+    "GaussianLikelihood",
+    "Generator",
+    "IndexJacobian",
+    "JacobianBatch",
+    "KroneckerFactors",
+    "KroneckerJacobian",
+    "KroneckerLayout",
+    "Layer",
+    "LayerCollection",
+    "LayerCollectionMismatchError",
+    "LayerJacobian",
+    "LayerRule",
+    "Likelihood",
+    "LinearLayer",
+    "NNGeoError",
+    "NonFiniteError",
+    "NotPositiveDefiniteError",
+    "PMat",
+    "PVector",
+    "ParameterLayer",
+    "PluginError",
+    "PullBack",
+    "PushForward",
+    "ScaleShiftJacobian",
+    "ShapeError",
+    "SumJacobian",
+    "UnsupportedLayerError",
+    "UnsupportedOperationError",
+    "bdot",
+    "hookimpl",
+    "populate",
+    "random_fvector",
+    "random_pvector",
+    "random_pvector_dict",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,48 @@
+"""The errors that nngeo raises on purpose.
+
+Arguments of the wrong kind or value raise plain `TypeError` and `ValueError`; the classes here tell apart what a caller may
+want to handle. Each message says what was given, what was expected, and what to call instead.
+"""
+
+__all__ = [
+    "LayerCollectionMismatchError",
+    "NNGeoError",
+    "NonFiniteError",
+    "NotPositiveDefiniteError",
+    "PluginError",
+    "ShapeError",
+    "UnsupportedLayerError",
+    "UnsupportedOperationError",
+]
+
+
+class NNGeoError(Exception):
+    """Base of every error below."""
+
+
+class ShapeError(NNGeoError, ValueError):
+    """A tensor does not have the shape that the operation needs."""
+
+
+class LayerCollectionMismatchError(NNGeoError, ValueError):
+    """Two objects describe different sets of layers."""
+
+
+class UnsupportedLayerError(NNGeoError, NotImplementedError):
+    """The derivative with respect to a module's parameters cannot be computed exactly."""
+
+
+class UnsupportedOperationError(NNGeoError, NotImplementedError):
+    """The operation has no exact result in this representation."""
+
+
+class NonFiniteError(NNGeoError, ArithmeticError):
+    """A NaN or an infinity was met."""
+
+
+class NotPositiveDefiniteError(NNGeoError, ArithmeticError):
+    """A damped matrix is singular or indefinite to working precision."""
+
+
+class PluginError(NNGeoError):
+    """A plugin is missing, broken, in conflict with another one, or unknown by the name that was given."""

@@ -1,0 +1,115 @@
+"""LayerJacobian: the waist between what differentiates layers and what stores matrices."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from nngeo_core.errors import UnsupportedOperationError
+from nngeo_core.jacobians.layout import KroneckerFactors
+
+__all__ = ["LayerJacobian"]
+
+
+class LayerJacobian(ABC):
+    """The derivative of c output directions, for n examples, with respect to the d parameters of one layer.
+
+    Logically a (c, n, d) tensor J, kept in whatever structure the layer gives it. A subclass must say how to form that
+    tensor; every contraction has a default that goes through it, and a structured class overrides what it can do in fewer
+    multiplications. Sums run over examples and directions and are never averaged here.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(c, n, d)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored tensors."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of the stored tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the stored tensors take; as many as the dense tensor unless a subclass says otherwise."""
+        c, n, d = self.shape
+        return c * n * d * self.dtype.itemsize
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """J, shape (c, n, d)."""
+
+    def joined(self, other: "LayerJacobian") -> "LayerJacobian | None":
+        """J + J' in the structure that both share, or None if they share none (see `nngeo_core.jacobians.sum.add`)."""
+        return None
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (c, n), for v of shape (d,)."""
+        return self.to_dense() @ v
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """J^T u = sum_{c,n} u[c, n] J[c, n], shape (d,), for u of shape (c, n)."""
+        return u.flatten() @ self.to_dense().flatten(0, 1)
+
+    def sum_of_squares(self) -> Tensor:
+        """The diagonal of J^T J, shape (d,)."""
+        return self.to_dense().square().sum((0, 1))
+
+    def squared_norm(self) -> Tensor:
+        """The trace of J^T J, 0-dimensional."""
+        return self.to_dense().square().sum()
+
+    def second_moment(self) -> Tensor:
+        """J^T J, shape (d, d)."""
+        rows = self.to_dense().flatten(0, 1)
+        return rows.T @ rows
+
+    def gram(self, other: "LayerJacobian") -> Tensor:
+        """J J'^T with another Jacobian of the same layer, shape (c, n, c', n')."""
+        rows, columns = self.to_dense(), other.to_dense()
+        return torch.einsum("cnd,kmd->cnkm", rows, columns)  # c, k outputs; n, m examples; d parameters
+
+    def bias_cross(self) -> Tensor:
+        """The entries of J^T J between each weight and the bias of its output, in the weight's order, shape (d_weight,).
+
+        Raises:
+            UnsupportedOperationError: The layer has no such pairs.
+        """
+        raise UnsupportedOperationError(
+            f"{type(self).__name__} does not say which bias goes with which weight, so it has no quasi-diagonal; "
+            "use the diagonal or the block-diagonal representation for this layer"
+        )
+
+    def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
+        """The two Kronecker factors of J^T J, summed over examples (see `nngeo_core.conventions`).
+
+        Args:
+            inputs: Whether to compute the input factor. It does not depend on the output directions, so a pass that
+                streams them in slices asks for it on the first slice alone; otherwise it is zero.
+
+        Raises:
+            UnsupportedOperationError: The layer's Jacobian is not a sum of Kronecker products.
+        """
+        raise UnsupportedOperationError(
+            f"{type(self).__name__} is not a sum of Kronecker products, so it has no Kronecker factors; "
+            "use the block-diagonal, diagonal or dense representation for this layer"
+        )
+
+    def rotate(self, input_basis: Tensor, output_basis: Tensor) -> "LayerJacobian":
+        """The Jacobian in a Kronecker-factored basis, for EKFAC.
+
+        Args:
+            input_basis: Shape (q, A, A), or (q, A + 1, A + 1) with a bias; columns are the basis vectors.
+            output_basis: Shape (q, G, G).
+
+        Raises:
+            UnsupportedOperationError: The layer's Jacobian is not a sum of Kronecker products.
+        """
+        raise UnsupportedOperationError(
+            f"{type(self).__name__} is not a sum of Kronecker products and cannot be turned into a Kronecker basis"
+        )

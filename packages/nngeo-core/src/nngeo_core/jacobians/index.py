@@ -1,0 +1,119 @@
+"""IndexJacobian: layers that look rows of a table up."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+
+__all__ = ["IndexJacobian"]
+
+
+@dataclass(frozen=True, eq=False)
+class IndexJacobian(LayerJacobian):
+    """J[c, n] = sum_s e_index[n, s] (x) g[c, n, s] for a table of V rows: a Kronecker Jacobian with one-hot inputs.
+
+    Only rows that occur in an example are ever stored.
+
+    Attributes:
+        index: Rows looked up, shape (n, s); a negative index is a look-up without derivative (padding).
+        g: Derivatives of the c directions with respect to what was looked up, shape (c, n, s, G).
+        rows: V.
+    """
+
+    index: Tensor
+    g: Tensor
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, n, d) with d = V G."""
+        return self.g.shape[0], self.g.shape[1], self.rows * self.g.shape[3]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the output gradients."""
+        return self.g.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the output gradients."""
+        return self.g.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is stored."""
+        return int(self.index.nbytes + self.g.nbytes)
+
+    def joined(self, other: LayerJacobian) -> LayerJacobian | None:
+        """Two look-ups of one table are one with more positions."""
+        if not isinstance(other, IndexJacobian) or other.rows != self.rows:
+            return None
+        return IndexJacobian(torch.cat((self.index, other.index), 1), torch.cat((self.g, other.g), 2), self.rows)
+
+    def to_dense(self) -> Tensor:
+        """J, shape (c, n, d)."""
+        c, n, _, width = self.g.shape
+        kept, g = self._kept()
+        example = torch.arange(n, device=self.device).unsqueeze(1).expand_as(self.index)[kept]
+        dense = self.g.new_zeros(c, n * self.rows, width)
+        dense.index_add_(1, example * self.rows + self.index[kept], g)
+        return dense.view(c, n, -1)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (c, n)."""
+        kept = (self.index >= 0).unsqueeze(-1)
+        response = v.view(self.rows, -1)[self.index.clamp(min=0)] * kept
+        return torch.einsum("cnsg,nsg->cn", self.g, response)  # c direction, n example, s position, g output
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """J^T u, shape (d,)."""
+        kept = self.index >= 0
+        g = torch.einsum("cn,cnsg->nsg", u, self.g)[kept]
+        return self.g.new_zeros(self.rows, self.g.shape[3]).index_add_(0, self.index[kept], g).flatten()
+
+    def sum_of_squares(self) -> Tensor:
+        """The diagonal of J^T J, shape (d,)."""
+        row, gradient = self._per_example_rows()
+        return self.g.new_zeros(self.rows, self.g.shape[3]).index_add_(0, row, gradient.square().sum(0)).flatten()
+
+    def squared_norm(self) -> Tensor:
+        """The trace of J^T J, 0-dimensional."""
+        return self._per_example_rows()[1].square().sum()
+
+    def gram(self, other: LayerJacobian) -> Tensor:
+        """J J'^T, shape (c, n, c', n'): products of gradients where the indices are equal."""
+        if not isinstance(other, IndexJacobian) or other.rows != self.rows:
+            return super().gram(other)
+        mine, theirs = self.index[:, :, None, None], other.index[None, None]
+        same = ((mine == theirs) & (mine >= 0)).to(self.dtype)
+        return torch.einsum("cnsg,kmtg,nsmt->cnkm", self.g, other.g, same)  # n, m examples; s, t positions
+
+    def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
+        """Counts of the rows, one group each, are the diagonal input factor; G as for a matrix.
+
+        The input factor is V x V and diagonal: it is returned as its diagonal, shape (1, V).
+        """
+        kept, g = self._kept()
+        counts = self.g.new_zeros(1, self.rows)
+        if inputs:
+            counts += torch.bincount(self.index[kept], minlength=self.rows).to(self.dtype)
+        rows = g.flatten(0, 1)
+        outputs = (rows.T @ rows).unsqueeze(0) / max(1, self.index.shape[1])
+        layout = KroneckerLayout(1, self.g.shape[3], self.rows, has_bias=False, leading_inputs=self.rows)
+        return KroneckerFactors(counts, outputs, layout)
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """Which positions have a derivative, shape (n, s), and their gradients, shape (c, kept, G)."""
+        kept = self.index >= 0
+        return kept, self.g[:, kept]
+
+    def _per_example_rows(self) -> tuple[Tensor, Tensor]:
+        """The non-zero rows of every example's gradient: their numbers (k,) and values (c, k, G)."""
+        kept, g = self._kept()
+        example = torch.arange(len(self.index), device=self.device).unsqueeze(1).expand_as(self.index)[kept]
+        cells, place = torch.unique(example * self.rows + self.index[kept], return_inverse=True)
+        gradient = self.g.new_zeros(len(g), len(cells), g.shape[2]).index_add_(1, place, g)
+        return cells % self.rows, gradient

@@ -1,0 +1,203 @@
+"""KroneckerJacobian: layers that multiply a weight matrix with an input."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.contraction import blocks, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+
+__all__ = ["KroneckerJacobian"]
+
+
+class KroneckerJacobian(LayerJacobian):
+    """J[c, n] = sum_s g[c, n, s] (x) a[n, s], for each of q groups (Goodfellow 2015; Grosse & Martens 2016).
+
+    The bias is kept apart: its input is the constant 1, which is never appended to `a`.
+
+    Args:
+        a: Inputs, shape (n, s, q, A), or a function that returns them when first needed.
+        g: Derivatives of the c directions with respect to the layer's outputs, shape (c, n, s, q, G).
+        layout: Where weight and bias lie in the flat parameters.
+    """
+
+    def __init__(self, a: Tensor | Callable[[], Tensor], g: Tensor, layout: KroneckerLayout) -> None:
+        self._a = a
+        self.g = g
+        self.layout = layout
+
+    @cached_property
+    def a(self) -> Tensor:
+        """The inputs, shape (n, s, q, A)."""
+        return self._a if isinstance(self._a, Tensor) else self._a()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, n, d)."""
+        return self.g.shape[0], self.g.shape[1], self.layout.numel
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the output gradients."""
+        return self.g.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the output gradients."""
+        return self.g.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of inputs and output gradients."""
+        return int(self.a.nbytes + self.g.nbytes)
+
+    @property
+    def positions(self) -> int:
+        """s."""
+        return self.g.shape[2]
+
+    def joined(self, other: LayerJacobian) -> LayerJacobian | None:
+        """The uses of one weight in several calls are so many more positions."""
+        if not isinstance(other, KroneckerJacobian) or other.layout != self.layout:
+            return None
+        return KroneckerJacobian(
+            lambda: torch.cat((self.a, other.a), 1), torch.cat((self.g, other.g), 2), self.layout
+        )
+
+    def to_dense(self) -> Tensor:
+        """J, shape (c, n, d)."""
+        weight = torch.stack([self._gradients(g) for g in self.g])
+        return self.layout.pack(weight, self._bias_gradients())
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, shape (c, n): the layer's response to the parameter change v, then its product with g."""
+        weight, bias = self.layout.unpack(v)
+        response = torch.einsum("nsqa,qga->nsqg", self.a, weight)  # n example, s position, q group, a input, g output
+        if bias is not None:
+            response = response + bias
+        return torch.einsum("cnsqg,nsqg->cn", self.g, response)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """J^T u, shape (d,): the directions are summed before the inputs are touched."""
+        g = torch.einsum("cn,cnsqg->nsqg", u, self.g)
+        bias = g.sum((0, 1)) if self.layout.has_bias else None
+        return self.layout.pack(torch.einsum("nsqg,nsqa->qga", g, self.a), bias)
+
+    def sum_of_squares(self) -> Tensor:
+        """The diagonal of J^T J, shape (d,)."""
+        bias = self._bias_gradients()
+        return self.layout.pack(self._weight_squares(), None if bias is None else bias.square().sum((0, 1)))
+
+    def _weight_squares(self) -> Tensor:
+        """Shape (q, G, A): without shared positions one product; otherwise per-example gradients, squared and summed."""
+        if self.positions == 1:
+            g = self.g[:, :, 0].square().sum(0)
+            return torch.einsum("nqg,nqa->qga", g, self.a[:, 0].square())
+        total = self.g.new_zeros(self.layout.groups, self.layout.outputs, self.layout.inputs)
+        for examples in self._example_blocks():
+            for g in self.g[:, examples]:
+                total += self._gradients(g, examples).square_().sum(0)
+        return total
+
+    def squared_norm(self) -> Tensor:
+        """The trace of J^T J, 0-dimensional."""
+        if self.positions != 1:
+            return self.sum_of_squares().sum()
+        inputs = self.a[:, 0].square().sum(-1) + self.layout.has_bias
+        return (self.g[:, :, 0].square().sum((0, 3)) * inputs).sum()
+
+    def second_moment(self) -> Tensor:
+        """J^T J, shape (d, d)."""
+        c, n, _ = self.shape
+        if outputs_come_first(c, n, self.positions, self.layout.groups):
+            return self._second_moment_outputs_first()
+        return super().second_moment()
+
+    def _second_moment_outputs_first(self) -> Tensor:
+        """(sum_c g g^T) (x) (a a^T), summed over examples by one matrix product; for s = q = 1."""
+        g, a = self.g[:, :, 0, 0], self.a[:, 0, 0]
+        if self.layout.has_bias:
+            a = torch.cat((a, a.new_ones(len(a), 1)), 1)
+        outputs = torch.einsum("cng,cnh->ngh", g, g).flatten(1)  # g, h outputs
+        inputs = torch.einsum("na,nb->nab", a, a).flatten(1)  # a, b inputs
+        width, height = a.shape[1], g.shape[2]
+        block = (outputs.T @ inputs).view(height, height, width, width).transpose(1, 2)
+        columns = self.layout.from_matrix(block.reshape(height, width, 1, height, width))
+        return self.layout.from_matrix(columns.movedim(-1, 0).unsqueeze(1)).T
+
+    def gram(self, other: LayerJacobian) -> Tensor:
+        """J J'^T with another Jacobian of the same layer, shape (c, n, c', n')."""
+        if not isinstance(other, KroneckerJacobian) or other.layout != self.layout:
+            return super().gram(other)
+        rows, columns = (self.g.shape[:3], other.g.shape[:3])
+        if grams_are_cheaper(tuple(rows), tuple(columns), self.layout.outputs, self.layout.inputs):
+            return self._gram_from_positions(other)
+        return super().gram(other)
+
+    def _gram_from_positions(self, other: "KroneckerJacobian") -> Tensor:
+        """Sum over pairs of positions of (g . g') (a . a' + 1), the 1 with a bias."""
+        # n, m examples; s, t positions; q group; a input; g output; c, k directions
+        inputs = torch.einsum("nsqa,mtqa->qnsmt", self.a, other.a) + self.layout.has_bias
+        return torch.einsum("cnsqg,kmtqg,qnsmt->cnkm", self.g, other.g, inputs)
+
+    def bias_cross(self) -> Tensor:
+        """The entries of J^T J between each weight and its output's bias, in the weight's order, shape (d_weight,)."""
+        bias = self._bias_gradients()
+        if bias is None:
+            return super().bias_cross()
+        total = self.g.new_zeros(self.layout.groups, self.layout.outputs, self.layout.inputs)
+        for examples in self._example_blocks():
+            for g, b in zip(self.g[:, examples], bias[:, examples], strict=True):
+                total += (self._gradients(g, examples) * b.unsqueeze(-1)).sum(0)
+        return self.layout.pack(total, None)
+
+    def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
+        """sum_{n,s} a a^T with the bias's constant input, and sum_{c,n} (1/s) sum_s g g^T, for each group."""
+        width = self.layout.inputs + self.layout.has_bias
+        factor = self.g.new_zeros(self.layout.groups, width, width)
+        if inputs and self.layout.has_bias:
+            sums = self.a.sum((0, 1))
+            factor[:, :-1, -1] = factor[:, -1, :-1] = sums
+            factor[:, -1, -1] = self.g.shape[1] * self.positions
+        if inputs:
+            factor[:, : self.layout.inputs, : self.layout.inputs] = _second_moment_over_positions(self.a)
+        outputs = _second_moment_over_positions(self.g.flatten(0, 1)) / max(1, self.positions)
+        return KroneckerFactors(factor, outputs, self.layout)
+
+    def rotate(self, input_basis: Tensor, output_basis: Tensor) -> "KroneckerJacobian":
+        """The same structure with inputs a U and output gradients g V; the bias becomes one more input."""
+        layout = KroneckerLayout(self.layout.groups, output_basis.shape[-1], input_basis.shape[-1], has_bias=False)
+        return KroneckerJacobian(
+            lambda: self._rotated_inputs(input_basis), torch.einsum("cnsqg,qgh->cnsqh", self.g, output_basis), layout
+        )
+
+    def _rotated_inputs(self, basis: Tensor) -> Tensor:
+        """(a, 1) U without appending the 1."""
+        rotated = torch.einsum("nsqa,qab->nsqb", self.a, basis[:, : self.layout.inputs])
+        return rotated + basis[:, -1] if self.layout.has_bias else rotated
+
+    def _gradients(self, g: Tensor, examples: slice = slice(None)) -> Tensor:
+        """Per-example gradients sum_s g (x) a of one direction's g (m, s, q, G), shape (m, q, G, A)."""
+        return torch.matmul(g.permute(2, 0, 3, 1), self.a[examples].permute(2, 0, 1, 3)).transpose(0, 1)
+
+    def _bias_gradients(self) -> Tensor | None:
+        """Per-example gradients of the bias, shape (c, n, q, G)."""
+        return self.g.sum(2) if self.layout.has_bias else None
+
+    def _example_blocks(self) -> Iterator[slice]:
+        """Slices of the examples whose per-example gradients of one direction fit a block."""
+        return blocks(self.g.shape[1], self.layout.weight_numel * self.g.element_size())
+
+
+def _second_moment_over_positions(x: Tensor) -> Tensor:
+    """sum_{m,s} x x^T of x (m, s, q, W), shape (q, W, W)."""
+    m, s, _, width = x.shape
+    examples_and_positions_merge = m == 1 or s == 1 or x.stride(0) == s * x.stride(1)
+    if examples_and_positions_merge or s < width:
+        rows = x.permute(2, 3, 0, 1).flatten(2)
+        return rows @ rows.mT
+    per_example = x.permute(2, 0, 3, 1)
+    return (per_example @ per_example.mT).sum(1)

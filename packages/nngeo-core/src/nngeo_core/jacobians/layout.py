@@ -1,0 +1,80 @@
+"""How a layer's flat parameters read as the matrix whose Kronecker structure is used."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["KroneckerFactors", "KroneckerLayout"]
+
+
+@dataclass(frozen=True)
+class KroneckerLayout:
+    """The order in which q weight matrices of G outputs and A inputs, and q biases of G outputs, lie in a flat vector.
+
+    The weight is stored as (q, A1, G, A2) with A = A1 A2. Linear layers and convolutions have A1 = 1 (out x in), embeddings
+    and GPT-2's linear layer A2 = 1 (in x out), transposed convolutions A1 input channels and A2 pixels of the kernel.
+
+    Attributes:
+        groups: q.
+        outputs: G, of one group.
+        inputs: A, of one group, the constant input of a bias not counted.
+        has_bias: Whether (q, G) biases follow the weight.
+        leading_inputs: A1.
+    """
+
+    groups: int
+    outputs: int
+    inputs: int
+    has_bias: bool
+    leading_inputs: int = 1
+
+    @property
+    def weight_numel(self) -> int:
+        """Number of weights, q G A."""
+        return self.groups * self.outputs * self.inputs
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters d."""
+        return self.weight_numel + self.has_bias * self.groups * self.outputs
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The flat (..., d) of a weight (..., q, G, A) and a bias (..., q, G)."""
+        if self.leading_inputs != 1:
+            weight = weight.unflatten(-1, (self.leading_inputs, -1)).movedim(-3, -2)
+        weight = weight.reshape(*weight.shape[: -3 - (self.leading_inputs != 1)], self.weight_numel)
+        return weight if bias is None else torch.cat((weight, bias.flatten(-2)), -1)
+
+    def unpack(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight (..., q, G, A) and the bias (..., q, G) of a flat (..., d)."""
+        stored = flat[..., : self.weight_numel].unflatten(-1, (self.groups, self.leading_inputs, self.outputs, -1))
+        weight = stored.movedim(-3, -2).flatten(-2)
+        bias = flat[..., self.weight_numel :].unflatten(-1, (self.groups, -1)) if self.has_bias else None
+        return weight, bias
+
+    def to_matrix(self, flat: Tensor) -> Tensor:
+        """The (..., q, G, A) matrices of a flat (..., d), or (..., q, G, A + 1) with the bias as their last column."""
+        weight, bias = self.unpack(flat)
+        return weight if bias is None else torch.cat((weight, bias.unsqueeze(-1)), -1)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of `to_matrix`."""
+        if not self.has_bias:
+            return self.pack(matrix, None)
+        return self.pack(matrix[..., :-1], matrix[..., -1])
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """Two factors whose Kronecker product stands for the block of one layer.
+
+    Attributes:
+        inputs: Shape (q, A, A), or (q, A + 1, A + 1) when the layout has a bias.
+        outputs: Shape (q, G, G).
+        layout: Where their product lies in the flat parameters.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    layout: KroneckerLayout

@@ -1,0 +1,79 @@
+"""LayerRule: how the derivative with respect to one type of module is read off one of its calls."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.layers.layer import Layer
+
+__all__ = ["Call", "LayerRule"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module, as a forward hook saw it.
+
+    Attributes:
+        arguments: Positional arguments; tensors are detached but share memory with the originals.
+        keywords: Keyword arguments, likewise.
+        path: The module's path in the model, for messages.
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    path: str
+    _memo: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def tensor(self, keyword: str, position: int) -> Tensor:
+        """The tensor that was given at a position, or by keyword.
+
+        Raises:
+            UnsupportedLayerError: There is none.
+        """
+        given = self.arguments[position] if position < len(self.arguments) else self.keywords.get(keyword)
+        if not isinstance(given, Tensor):
+            raise UnsupportedLayerError(f"'{self.path}' was called without a tensor as its '{keyword}'")
+        return given
+
+    def once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, computed at the first request and kept for later chunks of output directions."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+
+class LayerRule(ABC):
+    """The exact derivative of one type of layer, as a structured Jacobian.
+
+    A rule holds no state. Subclass it, list the instance in a plugin's `nngeo_layer_rules` hook, and every representation
+    works with the new layer.
+    """
+
+    name: ClassVar[str]
+    module_types: ClassVar[tuple[type[nn.Module], ...]]
+    claims_subtree: ClassVar[bool] = False
+    """True when the module uses its children's parameters without calling the children."""
+
+    @abstractmethod
+    def describe(self, module: nn.Module) -> Layer:
+        """The layer's record: its parameters in the order in which `jacobian` lays them out."""
+
+    def check(self, module: nn.Module) -> None:
+        """Raise `UnsupportedLayerError` for a configuration that this rule cannot differentiate exactly."""
+
+    @abstractmethod
+    def jacobian(self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]) -> LayerJacobian:
+        """The Jacobian of c output directions with respect to the named parameters, from one call.
+
+        Args:
+            module: The module that was called.
+            call: The arguments of the call.
+            output_gradients: Shape (c, n, *output shape of one example): the derivative of direction c of example n with
+                respect to this call's output.
+            names: Names local to the module, a subset of `describe(module)`'s, in its order.
+        """

@@ -1,0 +1,161 @@
+"""Sources: which modules use which parameters, and the rule that differentiates each of them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.layers.layer import Layer, ParameterLayer
+from nngeo_core.layers.rule import LayerRule
+from nngeo_core.plugins import registry
+
+__all__ = ["Source", "find_rule", "find_source", "find_sources"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One module that uses parameters of its own.
+
+    Attributes:
+        path: The module's path in the model, the first one where it is shared.
+        rule: What differentiates the module, or None if nothing does.
+        names: Local parameter name -> its (first) name in `model.named_parameters()`, in the rule's order. A tied
+            parameter appears in several sources under one and the same first name.
+    """
+
+    path: str
+    rule: LayerRule | None
+    names: dict[str, str]
+
+    def record(self, module: nn.Module, names: tuple[str, ...]) -> Layer:
+        """The record of a layer of the named ones of this module's parameters: the rule's own if it holds all."""
+        if self.rule is None:
+            raise UnsupportedLayerError(f"no layer rule describes module '{self.path}' ({type(module).__name__})")
+        layer = self.rule.describe(module)
+        shapes = layer.parameter_shapes()
+        local_names = {full: local for local, full in reversed(self.names.items())}
+        held = tuple((local_names[name], shapes[local_names[name]]) for name in names)
+        return layer if held == tuple(shapes.items()) else ParameterLayer(held)
+
+
+def find_rule(module: nn.Module) -> LayerRule | None:
+    """The rule that is exact for a module, or None if there is none.
+
+    A rule registered for the module's exact type applies; one of a base class only if the subclass does not override
+    `forward`. A parametrized module, one whose `forward` was replaced, and one with parameters that the rule does not
+    know (old-style weight norm keeps the type `Linear`) are left to the plugins' `nngeo_resolve_rule`, the last resort.
+
+    Raises:
+        UnsupportedLayerError: If the rule refuses the module's configuration.
+
+    Example:
+        >>> find_rule(nn.ReLU()) is None
+        True
+    """
+    rule = _select_rule(module)
+    if rule is not None:
+        rule.check(module)
+    return rule
+
+
+def find_sources(model: nn.Module, names: Collection[str] | None = None) -> tuple[Source, ...]:
+    """Every module that uses parameters of its own, in the order of `model.named_modules()`.
+
+    A module shared by several parents appears once. A module whose rule claims its subtree stands for its children too.
+
+    Args:
+        model: The model.
+        names: Names in `model.named_parameters()`; modules that use none of them are left out, and not checked.
+
+    Raises:
+        UnsupportedLayerError: If a rule refuses its module's configuration.
+        ValueError: If a lazy module has not seen its first batch yet.
+
+    Example:
+        >>> find_sources(nn.Sequential(nn.ReLU(), nn.Flatten()))
+        ()
+    """
+    first_names = _first_names(model)
+    sources: list[Source] = []
+    claimed: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if module in claimed:
+            continue
+        source = _source(path, module, first_names)
+        if any(names is None or name in names for name in source.names.values()):
+            _check(source, module)
+            sources.append(source)
+        if source.rule is not None and source.rule.claims_subtree:
+            claimed.update(module.modules())
+    return tuple(sources)
+
+
+def find_source(model: nn.Module, module: nn.Module) -> Source:
+    """The source of one module; the rest of the model is not looked at.
+
+    Raises:
+        UnsupportedLayerError: If the module's rule refuses its configuration.
+        ValueError: If the module does not belong to the model, has no parameters of its own, or is a lazy one.
+    """
+    path = next((path for path, other in model.named_modules() if other is module), None)
+    if path is None:
+        raise ValueError(f"this {type(module).__name__} is not a module of the model: pass one of model.modules()")
+    source = _source(path, module, _first_names(model))
+    if not source.names:
+        raise ValueError(f"module '{path}' ({type(module).__name__}) has no parameters of its own: pass its children")
+    _check(source, module)
+    return source
+
+
+def _source(path: str, module: nn.Module, first_names: dict[nn.Parameter, str]) -> Source:
+    rule = _select_rule(module)
+    own = _own_parameters(module, rule)
+    order = own if rule is None else (name for name in rule.describe(module).parameter_shapes() if name in own)
+    return Source(path, rule, {name: first_names[own[name]] for name in order})
+
+
+def _check(source: Source, module: nn.Module) -> None:
+    if source.rule is not None:
+        try:
+            source.rule.check(module)
+        except UnsupportedLayerError as error:
+            raise UnsupportedLayerError(f"module '{source.path}' ({type(module).__name__}): {error}") from error
+
+
+def _select_rule(module: nn.Module) -> LayerRule | None:
+    for find in (_rule_of_type, registry.resolve_rule):
+        rule = find(module)
+        if rule is not None and _knows_parameters(rule, module):
+            return rule
+    return None
+
+
+def _rule_of_type(module: nn.Module) -> LayerRule | None:
+    if "forward" in vars(module) or parametrize.is_parametrized(module):
+        return None
+    for base in type(module).__mro__:
+        rule: LayerRule | None = registry.rule(base)
+        if rule is not None:
+            return rule if getattr(base, "forward", None) is type(module).forward else None
+    return None
+
+
+def _knows_parameters(rule: LayerRule, module: nn.Module) -> bool:
+    own = _own_parameters(module, rule)
+    return bool(own) and own.keys() <= rule.describe(module).parameter_shapes().keys()
+
+
+def _own_parameters(module: nn.Module, rule: LayerRule | None) -> dict[str, nn.Parameter]:
+    subtree = rule is not None and rule.claims_subtree
+    return dict(module.named_parameters(recurse=subtree, remove_duplicate=False))
+
+
+def _first_names(model: nn.Module) -> dict[nn.Parameter, str]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    lazy = [name for parameter, name in names.items() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"parameters without a shape yet: {', '.join(lazy)}; call the model on one batch first")
+    return names

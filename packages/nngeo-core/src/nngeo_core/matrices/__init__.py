@@ -1,0 +1,1 @@
+"""What comes out: matrices and maps on parameter space and function space, abstract."""

@@ -1,0 +1,1 @@
+"""How data flows: examples through a generator into accumulators."""

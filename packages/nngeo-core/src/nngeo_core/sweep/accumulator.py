@@ -1,0 +1,88 @@
+"""Accumulator: sums over Jacobians that become the data of a matrix."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nngeo_core.errors import ShapeError
+from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.layers.collection import LayerCollection
+
+__all__ = ["Accumulator"]
+
+
+class Accumulator(ABC):
+    """Sums over examples and directions, by name, in whatever shape a representation needs them.
+
+    The sums of two parts of the data add up to the sums of the whole (`merge`), so one class serves one sweep, many sweeps,
+    resumed ones and parallel ones. Subclasses add to `self.sums` in `accumulate` and divide by `self.n_examples` in
+    `finalize`.
+
+    Args:
+        layer_collection: The parameters that the matrix is about.
+    """
+
+    passes: ClassVar[int] = 1
+    """How many passes over the data are needed."""
+
+    def __init__(self, layer_collection: LayerCollection) -> None:
+        self.layer_collection = layer_collection
+        self.n_examples = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def begin_pass(self, number: int) -> None:
+        """Called before pass `number` (0, 1, ...); starts counting examples anew."""
+        self.n_examples = 0
+
+    def update(self, batch: JacobianBatch) -> None:
+        """Add the Jacobians of some examples and directions."""
+        if batch.first_slice:
+            self.n_examples += batch.n_examples
+        self.accumulate(batch)
+
+    @abstractmethod
+    def accumulate(self, batch: JacobianBatch) -> None:
+        """Add to `self.sums` what the batch contributes."""
+
+    @abstractmethod
+    def finalize(self) -> Any:
+        """The data of the matrix, averaged over examples."""
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a value to the sum of that name."""
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value.clone()
+
+    def merge(self, other: "Accumulator") -> None:
+        """Add the sums of other examples, within the same pass and before `finalize`.
+
+        Raises:
+            TypeError: The other one is of another representation.
+            LayerCollectionMismatchError: It is about other parameters.
+        """
+        if type(other) is not type(self):
+            raise TypeError(f"{type(self).__name__} merges with its own kind, got {type(other).__name__}")
+        self.layer_collection.check_same(other.layer_collection)
+        self.n_examples += other.n_examples
+        for name, value in other.sums.items():
+            self.add(name, value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The example count and the sums, as tensors."""
+        return {"n_examples": torch.tensor(self.n_examples), **{f"sums.{k}": v for k, v in self.sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ShapeError: The example count is missing.
+        """
+        if "n_examples" not in state:
+            raise ShapeError(f"not the state of an accumulator: got the keys {sorted(state)}, expected 'n_examples'")
+        self.n_examples = int(state["n_examples"])
+        self.sums = {k.removeprefix("sums."): v.clone() for k, v in state.items() if k.startswith("sums.")}

@@ -1,0 +1,141 @@
+"""What counts as one batch, what as a loader, and how a model is called on a batch.
+
+A tensor, a mapping, or a tuple or list of tensors of equal first dimension is one batch; anything else is a loader that
+yields batches, whose elements may be nested.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from nngeo_core.errors import ShapeError
+
+__all__ = ["Batch", "call_model", "count_examples", "iterate_batches", "move_batch", "select_examples", "targets_of"]
+
+Batch: TypeAlias = Any
+"""A tensor, or tuples, lists and mappings of tensors, all of them with the examples first."""
+
+
+def iterate_batches(examples: Any) -> Iterator[Batch]:
+    """The batches of a loader, or the one batch that `examples` is.
+
+    Raises:
+        TypeError: `examples` is neither.
+    """
+    if _is_one_batch(examples):
+        yield examples
+        return
+    if not isinstance(examples, Iterable) or isinstance(examples, str | bytes):
+        raise TypeError(
+            f"examples are one batch (a tensor, a mapping, or a tuple of tensors) or a loader that yields batches; "
+            f"got {type(examples).__name__}"
+        )
+    yield from examples
+
+
+def _is_one_batch(examples: Any) -> bool:
+    if isinstance(examples, Tensor | Mapping):
+        return True
+    if not isinstance(examples, tuple | list) or not examples:
+        return False
+    first = examples[0]
+    return all(isinstance(part, Tensor) and part.shape[:1] == first.shape[:1] for part in examples)
+
+
+def count_examples(batch: Batch) -> int:
+    """The first dimension of every tensor in the batch.
+
+    Raises:
+        ShapeError: The batch holds no tensor, or tensors of different first dimensions.
+    """
+    counts = {tensor.shape[:1] for tensor in _tensors(batch)}
+    if len(counts) != 1 or counts == {torch.Size([])}:
+        shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
+        raise ShapeError(
+            f"every tensor of a batch has the examples as its first dimension; got {type(batch).__name__} with tensors "
+            f"of shapes {shapes}. Give a loader that yields such batches"
+        )
+    return counts.pop()[0]
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _tensors(part)
+    elif isinstance(batch, tuple | list):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def _map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed; other leaves stay as they are."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: _map_tensors(part, change) for key, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_map_tensors(part, change) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, with tensors that were made under `inference_mode` replaced by ordinary copies."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device)
+        return moved.clone() if moved.is_inference() else moved
+
+    return _map_tensors(batch, move)
+
+
+def select_examples(batch: Batch, chosen: slice) -> Batch:
+    """Some examples of a batch; what is no tensor goes along whole."""
+    return _map_tensors(batch, lambda tensor: tensor[chosen])
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """The targets of a batch: the second of a tuple or list, `labels` of a mapping.
+
+    Raises:
+        ValueError: There are none.
+    """
+    targets = None
+    if isinstance(batch, Mapping):
+        targets = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) > 1:
+        targets = batch[1]
+    if not isinstance(targets, Tensor):
+        raise ValueError(
+            f"this likelihood needs targets, and the batch has none: got {type(batch).__name__}, expected "
+            "(inputs, targets) or a mapping with 'labels'"
+        )
+    return targets
+
+
+def call_model(model: nn.Module, function: Callable[..., Any] | None, batch: Batch) -> Tensor:
+    """The outputs for a batch, examples first.
+
+    With a function, `function(*batch)` for a tuple or list, else `function(batch)`. Without, `model(batch[0])`,
+    `model(batch)`, or `model(**batch)` without its labels. Of an object or mapping that comes back, its `logits`.
+
+    Raises:
+        TypeError: What comes back is no tensor and has no logits.
+    """
+    if function is not None:
+        result = function(*batch) if isinstance(batch, tuple | list) else function(batch)
+    elif isinstance(batch, Mapping):
+        result = model(**{key: part for key, part in batch.items() if key != "labels"})
+    else:
+        result = model(batch[0] if isinstance(batch, tuple | list) else batch)
+    outputs = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", result)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the model returned {type(result).__name__}, expected one tensor or an object with `logits`; "
+            "give a `function` that returns the tensor of outputs"
+        )
+    return outputs

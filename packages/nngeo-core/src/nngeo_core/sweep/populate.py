@@ -1,0 +1,72 @@
+"""populate: one sweep over the data for any number of representations."""
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import closing
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.examples import Batch, count_examples, iterate_batches
+from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.untouched import undisturbed
+
+__all__ = ["populate", "with_progress"]
+
+
+def populate(generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool = False) -> None:
+    """Feed all accumulators from one sweep, with as many passes as the neediest asks.
+
+    The model's buffers and the global random state are the same before and after, also when an exception ends the sweep.
+
+    Args:
+        generator: What differentiates the model.
+        examples: One batch or a loader.
+        accumulators: Filled in place.
+        progress: Whether to show a progress bar for each pass.
+
+    Raises:
+        ValueError: There are no examples, or a one-shot iterator is given where several passes are needed.
+    """
+    passes = max(accumulator.passes for accumulator in accumulators)
+    if passes > 1 and isinstance(examples, Iterator):
+        raise ValueError(
+            f"{passes} passes over the data are needed and {type(examples).__name__} can be read only once; "
+            "give a loader that can be iterated again"
+        )
+    for number in range(passes):
+        active = [accumulator for accumulator in accumulators if number < accumulator.passes]
+        description = f"pass {number + 1}/{passes}" if progress else None
+        with undisturbed(generator.model, generator.device), torch.no_grad():
+            _one_pass(generator, with_progress(examples, description), active, number)
+        if not active[0].n_examples:
+            raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
+
+
+def _one_pass(
+    generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator], number: int
+) -> None:
+    for accumulator in accumulators:
+        accumulator.begin_pass(number)
+    with closing(generator.stream(batches)) as stream:
+        for batch in stream:
+            for accumulator in accumulators:
+                accumulator.update(batch)
+
+
+def with_progress(examples: Any, description: str | None) -> Iterator[Batch]:
+    """The batches of `examples`, counted by a progress bar that shows examples per second if there is a description."""
+    batches: Iterable[Batch] = iterate_batches(examples)
+    if description is None:
+        yield from batches
+        return
+    number = len(examples) if isinstance(examples, Sized) and hasattr(examples, "batch_size") else None
+    seen = 0
+    with tqdm(total=number, desc=description, unit="batch") as bar:
+        for batch in batches:
+            yield batch
+            seen += count_examples(batch)
+            elapsed = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{seen / elapsed:.0f} examples/s" if elapsed else "", refresh=False)
+            bar.update()

@@ -1,0 +1,1 @@
+"""Vectors of the parameter space and of the function space."""

@@ -1,0 +1,103 @@
+"""FIM: the Fisher information matrix of a model, in the representation asked for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import nn
+
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.matrices.pmat import PMat
+from nngeo_core.plugins import registry
+from nngeo_core.sweep.populate import populate
+
+__all__ = ["FIM"]
+
+Matrix = TypeVar("Matrix", bound=PMat)
+
+
+@overload
+def FIM(model: nn.Module, loader: Any, representation: type[Matrix], *args: Any, **kwargs: Any) -> Matrix: ...
+@overload
+def FIM(model: nn.Module, loader: Any, representation: str, *args: Any, **kwargs: Any) -> PMat: ...
+@overload
+def FIM(
+    model: nn.Module, loader: Any, representation: Sequence[str | type[PMat]], *args: Any, **kwargs: Any
+) -> list[PMat]: ...
+def FIM(  # noqa: N802 (the manual's name)
+    model: nn.Module,
+    loader: Any,
+    representation: str | type[PMat] | Sequence[str | type[PMat]],
+    n_output: int | None = None,
+    variant: str | Likelihood = "classif_logits",
+    device: torch.device | str | None = None,
+    function: Callable[..., Any] | None = None,
+    layer_collection: LayerCollection | None = None,
+    progress: bool = False,
+    memory_budget: int | None = None,
+    check: str = "first-batch",
+) -> PMat | list[PMat]:
+    """The Fisher information matrix F = (1/n) sum_i J_i^T L_i J_i, exactly: no sampling of targets.
+
+    J_i is the Jacobian of the outputs of example i, L_i the metric of the likelihood on them, for `classif_logits`
+    diag(p) - p p^T with p = softmax(outputs). F is averaged over examples and summed over outputs (Amari 1998; Martens 2020).
+
+    Args:
+        model: The network, in evaluation mode if it has dropout or batch normalisation; it is left untouched.
+        loader: A loader of batches, or one batch: a tensor, a mapping, or a tuple of tensors of equal first dimension.
+        representation: A registered name (`"kfac"`), a class (`PMatKFAC`), or a list of those for one sweep over the data.
+        n_output: The number of classes or values, checked against the model; None takes what the first batch shows.
+        variant: The likelihood: a registered name (`"classif_logits"`, `"regression"`) or an object.
+        device: The model's device, to which batches are moved; None takes it from the model.
+        function: Maps a batch to outputs (n, ...): `function(*batch)` for a tuple or list, else `function(batch)`. By
+            default `model(batch[0])`, `model(batch)`, or `model(**batch)` without its labels.
+        layer_collection: The parameters to differentiate; None takes all of the model.
+        progress: Whether to show a progress bar for each pass over the data.
+        memory_budget: Bytes that captured tensors may take together; None for the generator's default.
+        check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
+
+    Returns:
+        The matrix, or a list of matrices in the order of `representation`.
+
+    Raises:
+        PluginError: A name is unknown, or the package that provides it is not installed.
+        UnsupportedLayerError: Some derivative cannot be computed exactly; names the module.
+        ShapeError, ValueError: The batches, outputs or options do not fit together.
+        NonFiniteError: The outputs have a NaN or an infinity; names batch and module.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> x = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
+        >>> F = FIM(model, x, "dense", n_output=3)
+        >>> F.size(), F.n_examples
+        ((9, 9), 2)
+    """
+    single = isinstance(representation, str | type)
+    kinds = [_representation(choice) for choice in ([representation] if single else representation)]
+    if not kinds:
+        raise ValueError("representation is an empty list; give at least one name or class")
+    likelihood = variant if isinstance(variant, Likelihood) else registry.likelihood(variant)()
+    generator = registry.generator("hooks")(
+        model, likelihood, function, layer_collection, device, n_output, memory_budget, check
+    )
+    layers = generator.layer_collection
+    accumulators = [kind.accumulator(layers) for kind in kinds]
+    populate(generator, loader, accumulators, progress)
+    matrices = [
+        kind(generator, data=sums.finalize(), n_examples=sums.n_examples)
+        for kind, sums in zip(kinds, accumulators, strict=True)
+    ]
+    return matrices[0] if single else matrices
+
+
+def _representation(choice: str | type[PMat]) -> type[PMat]:
+    if isinstance(choice, str):
+        found: type[PMat] = registry.representation(choice, kind="pmat")
+        return found
+    if isinstance(choice, type) and issubclass(choice, PMat):
+        return choice
+    raise TypeError(
+        f"representation is a name, a PMat class, or a list of those; got {choice!r}. "
+        f"Known names: {', '.join(registry.names('representations'))}"
+    )

@@ -1,0 +1,78 @@
+"""Table: claims, conflicts, and what the messages say."""
+
+import pytest
+
+from nngeo_core.errors import PluginError
+from nngeo_core.plugins import Plugin, Table
+
+ONE = Plugin("one", "entry", "1.0")
+TWO = Plugin("two", "entry", "2.0")
+
+
+@pytest.fixture
+def table() -> Table[object, object]:
+    table = Table[object, object]("colour")
+    table.add("red", "#f00", ONE)
+    table.add("blue", "#00f", TWO)
+    return table
+
+
+def test_a_value_is_found_by_its_key(table: Table[object, object]) -> None:
+    assert (table.find("red"), table.find("green")) == ("#f00", None)
+
+
+def test_keys_are_sorted_and_told_apart_by_owner(table: Table[object, object]) -> None:
+    assert table.keys() == ["blue", "red"]
+    assert table.keys(TWO) == ["blue"]
+
+
+def test_a_conflict_refuses_the_key_and_names_both_distributions_whoever_came_first() -> None:
+    messages = []
+    for owners in [(ONE, TWO), (TWO, ONE)]:
+        table = Table[str, object]("colour")
+        for owner in owners:
+            table.add("red", object(), owner)
+        with pytest.raises(PluginError, match="of distribution one 1.0 and .* of distribution two 2.0") as caught:
+            table.find("red")
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("colour 'red' is provided by plugin 'entry' of distribution one 1.0 and")
+    assert "NNGEO_DISABLED_PLUGINS" in messages[0]
+
+
+def test_removing_one_owner_settles_a_conflict(table: Table[object, object]) -> None:
+    table.add("red", "#e00", TWO)
+    table.remove(ONE)
+    assert table.find("red") == "#e00"
+    table.remove(TWO)
+    assert table.keys() == []
+
+
+def test_the_same_object_twice_is_no_conflict(table: Table[object, object]) -> None:
+    shade = object()
+    table.add("grey", shade, ONE)
+    table.add("grey", shade, TWO)
+    assert table.find("grey") is shade
+    assert table.conflict("grey") == ""
+    table.remove(ONE)
+    assert table.find("grey") is shade
+
+
+def test_an_equal_but_different_object_is_a_conflict(table: Table[object, object]) -> None:
+    table.add("list", [1], ONE)
+    table.add("list", [1], TWO)
+    with pytest.raises(PluginError, match="with different objects"):
+        table.find("list")
+
+
+def test_the_message_for_an_unknown_key_lists_the_known_ones_and_the_closest(table: Table[object, object]) -> None:
+    assert table.unknown("rod") == "unknown colour 'rod'; known: 'blue', 'red'. Did you mean 'red'?"
+    assert table.unknown("xyzzy") == "unknown colour 'xyzzy'; known: 'blue', 'red'."
+    assert Table[str, int]("number").unknown("one") == "unknown number 'one'; known: none."
+
+
+def test_types_go_by_their_full_name() -> None:
+    table = Table[type, int]("rule")
+    table.add(Plugin, 1, ONE)
+    table.add(Plugin, 2, TWO)
+    assert table.conflict(Plugin).startswith("rule nngeo_core.plugins.loader.Plugin is provided by ")

@@ -1,0 +1,135 @@
+"""Products with the Jacobian and the Fisher matrix, with nothing stored.
+
+F v = J^T (L (J v)) takes one forward pass with dual numbers, which keeps the graph of the outputs, and one backward pass
+through it, whatever the number of outputs (Pearlmutter 1994; Schraudolph 2002). Parameters are replaced by leaves that
+share their values, so that no flag of the user's changes.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from nngeo_core.errors import NNGeoError, ShapeError
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.sweep.examples import Batch, count_examples, move_batch
+from nngeo_core.sweep.generator import Generator
+from torch import Tensor, nn
+
+from nngeo_generators.network import Network
+from nngeo_generators.trust import check_finite, check_modes
+
+__all__ = ["fisher_product", "leaves", "pull_back", "pull_back_one", "push_forward"]
+
+
+def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+    """J v, shape (c, n), for v of shape (d,)."""
+    parameters = leaves(generator.model, generator.layer_collection)
+    changes = [
+        _linearized(generator, network, parameters, v, batch, number)[1].flatten(1).T
+        for number, batch, network in _evaluations(generator, batches)
+    ]
+    return torch.cat(changes, 1)
+
+
+def pull_back(generator: Generator, u: Tensor, batches: Iterable[Batch]) -> Tensor:
+    """J^T u, shape (d,), for u of shape (c, n)."""
+    parameters = leaves(generator.model, generator.layer_collection)
+    total, seen = 0, 0
+    for _, batch, network in _evaluations(generator, batches):
+        with torch.enable_grad():
+            outputs = network.with_parameters(parameters, batch)
+        cotangent = u[:, seen : seen + len(outputs)].T
+        if cotangent.numel() != outputs.numel():
+            raise ShapeError(
+                f"u has shape {tuple(u.shape)}, expected (c, n) for {outputs[0].numel()} outputs and at least "
+                f"{seen + len(outputs)} examples"
+            )
+        total = total + pull_back_one(outputs, parameters, cotangent.reshape(outputs.shape))
+        seen += len(outputs)
+    if seen != u.shape[1]:
+        raise ShapeError(f"u has shape {tuple(u.shape)}, and there are {seen} examples")
+    return total
+
+
+def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+    """F v, shape (d,), for v of shape (d,)."""
+    parameters = leaves(generator.model, generator.layer_collection)
+    n, product, quadratic_form = 0, torch.zeros_like(v), v.new_zeros(())
+    for number, batch, network in _evaluations(generator, batches):
+        outputs, change = _linearized(generator, network, parameters, v, batch, number)
+        cotangent = generator.likelihood.metric(outputs.detach(), change)
+        product = product + pull_back_one(outputs, parameters, cotangent)
+        quadratic_form = quadratic_form + (cotangent * change).sum()
+        n += len(outputs)
+    _check_consistent(v, product / n, quadratic_form / n)
+    return product / n
+
+
+def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
+    """Leaf tensors that share the values of the collection's parameters, in flat order."""
+    return {name: parameter.detach().requires_grad_() for name, parameter in layers.named_parameters(model)}
+
+
+def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> Tensor:
+    """J^T cotangent, shape (d,), through the graph of the outputs."""
+    if not outputs.requires_grad:
+        return torch.cat([torch.zeros_like(parameter).flatten() for parameter in parameters.values()])
+    wanted = list(parameters.values())
+    found = torch.autograd.grad(outputs, wanted, cotangent.to(outputs.dtype), allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def _evaluations(generator: Generator, batches: Iterable[Batch]) -> Iterator[tuple[int, Batch, Network]]:
+    """The batches with examples, numbered and on the model's device, and the network that takes them to outputs."""
+    check_modes(generator.model)
+    empty = True
+    for number, received in enumerate(batches):
+        batch = move_batch(received, generator.device)
+        n = count_examples(batch)
+        if n:
+            empty = False
+            yield number, batch, Network(generator.model, partial(generator.outputs, n=n))
+    if empty:
+        raise ValueError("no examples were given; a product needs at least one")
+
+
+def _linearized(
+    generator: Generator, network: Network, parameters: Mapping[str, Tensor], v: Tensor, batch: Batch, number: int
+) -> tuple[Tensor, Tensor]:
+    """The outputs, with their graph, and J v, without."""
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    tangents = zip(parameters.items(), v.split(sizes), strict=True)
+    _load_forward_mode()
+    with forward_ad.dual_level(), torch.enable_grad():
+        duals = {
+            name: forward_ad.make_dual(leaf, tangent.view(leaf.shape).to(leaf)) for (name, leaf), tangent in tangents
+        }
+        outputs, change = forward_ad.unpack_dual(network.with_parameters(duals, batch))
+    check_finite(outputs, generator.model, lambda: network(batch), number)
+    return outputs, torch.zeros_like(outputs) if change is None else change.detach()
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Have torch load its forward-mode formulas, which warns of torch's own use of a deprecated function."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def _check_consistent(v: Tensor, product: Tensor, quadratic_form: Tensor) -> None:
+    """Compare v.(F v) from the backward pass with (J v).L(J v)/n from the forward pass.
+
+    Raises:
+        NNGeoError: They differ: the model's forward-mode and reverse-mode derivatives are not the same.
+    """
+    from_reverse = v @ product
+    scale = quadratic_form.abs() + v.norm() * product.norm()
+    if not (from_reverse - quadratic_form).abs() <= torch.finfo(product.dtype).eps ** 0.5 * scale:
+        raise NNGeoError(
+            f"forward-mode and reverse-mode derivatives of this model differ: v.(F v) = {from_reverse.item():.6g} and "
+            f"(J v).L(J v)/n = {quadratic_form.item():.6g}; a custom autograd function or an inner no_grad does that. "
+            "Use a representation that stores the matrix"
+        )

@@ -1,0 +1,33 @@
+"""A model and the function of its outputs as one module, called with other parameters in place of its own."""
+
+from collections.abc import Callable, Mapping
+
+from nngeo_core.sweep.examples import Batch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module):
+    """Calls `outputs` with some of the model's parameters swapped for the duration of the call.
+
+    Args:
+        model: The user's model.
+        outputs: Maps a batch to the outputs, calling the model.
+    """
+
+    def __init__(self, model: nn.Module, outputs: Callable[[Batch], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The outputs of a batch."""
+        return self.outputs(batch)
+
+    def with_parameters(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The outputs with the named parameters of the model replaced, wherever they are used."""
+        swapped = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        result: Tensor = functional_call(self, swapped, (batch,))
+        return result

@@ -1,0 +1,1 @@
+"""Layer rules: one file for each type of layer."""

@@ -1,0 +1,35 @@
+"""Linear layers, with any number of positions between the examples and the features."""
+
+from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.layers.layer import LinearLayer
+from nngeo_core.layers.rule import Call, LayerRule
+from torch import Tensor, nn
+
+__all__ = ["LinearRule"]
+
+
+class LinearRule(LayerRule):
+    """`y = W x + b` on inputs (n, *, in_features): J = sum_s g_s (x) x_s over the positions * (Goodfellow 2015)."""
+
+    name = "linear"
+    module_types = (nn.Linear,)
+
+    def describe(self, module: nn.Module) -> LinearLayer:
+        """Weight (out_features, in_features), then bias."""
+        assert isinstance(module, nn.Linear)
+        return LinearLayer(module.in_features, module.out_features, module.bias is not None)
+
+    def jacobian(self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]) -> LayerJacobian:
+        """One group; `a` is the input, `g` the output gradient, each with its positions in one axis."""
+        x, g = call.tensor("input", 0), output_gradients
+        if x.ndim < 2:
+            raise UnsupportedLayerError(
+                f"'{call.path}' was called on one input of shape {tuple(x.shape)}; expected (n, *, in_features)"
+            )
+        a = x.flatten(1, -2).unsqueeze(2) if x.ndim > 2 else x[:, None, None]
+        g = g.flatten(2, -2).unsqueeze(3) if g.ndim > 3 else g[:, :, None, None]
+        a = a if "weight" in names else a[..., :0]
+        return KroneckerJacobian(a, g, KroneckerLayout(1, g.shape[-1], a.shape[-1], "bias" in names))
