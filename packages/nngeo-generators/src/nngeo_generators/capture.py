@@ -135,7 +135,7 @@ class Capture:
     def _output_gradients(self, directions: Tensor, keep_graph: bool) -> list[Tensor]:
         """For each call, the derivative of every direction with respect to its output, shape (c, *output)."""
         if not self.calls or not self.outputs.requires_grad:
-            return [torch.zeros(len(directions), *call.shape, dtype=call.dtype).to(directions) for call in self.calls]
+            return [_no_gradient(call, len(directions)) for call in self.calls]
         batched = len(directions) > 1
         found = torch.autograd.grad(
             self.outputs,
@@ -146,7 +146,7 @@ class Capture:
             allow_unused=True,
         )
         return [
-            directions.new_zeros(len(directions), *call.shape)
+            _no_gradient(call, len(directions))
             if gradient is None
             else (gradient if batched else gradient.unsqueeze(0)).to(result_dtype(gradient.dtype))
             for call, gradient in zip(self.calls, found, strict=True)
@@ -160,6 +160,10 @@ class Capture:
                     raise NonFiniteError(
                         f"the derivative with respect to the output of '{captured.call.path}' has a NaN or an infinity"
                     )
+
+
+def _no_gradient(call: CapturedCall, directions: int) -> Tensor:
+    return torch.zeros(directions, *call.shape, dtype=result_dtype(call.dtype), device=call.device)
 
 
 def _detached(argument: Any) -> Any:

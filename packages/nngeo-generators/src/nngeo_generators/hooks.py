@@ -10,13 +10,13 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples, targets_of
+from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples, targets_of
 from nngeo_core.sweep.generator import Generator
 from torch import Tensor, nn
 
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks
-from nngeo_generators.matrix_free import fisher_product, leaves, pull_back, pull_back_one, push_forward
+from nngeo_generators.matrix_free import fisher_product, flatten, leaves, pull_back, pull_back_one, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import make_plan
 from nngeo_generators.trust import (
@@ -29,6 +29,9 @@ from nngeo_generators.trust import (
 )
 
 __all__ = ["HooksGenerator"]
+
+EXAMINED = 16
+"""Examples of a batch that the comparison with a plain gradient pass takes."""
 
 
 class HooksGenerator(Generator):
@@ -64,21 +67,23 @@ class HooksGenerator(Generator):
         super().__init__(model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
         self._plan = make_plan(model, self.layer_collection)
         self._trusted: object = None
+        self._chunks: dict[object, Chunks] = {}
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
         batch = move_batch(batch, self.device)
-        self._prepare(batch, 0)
+        self._prepare(batch, 0, model_state(self.model))
         capture = self._forward(batch, 0)
         return self._slice(capture, batch, directions or slice(0, self.likelihood.n_directions(capture.outputs)))
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[JacobianBatch]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
         check_modes(self.model)
+        state = model_state(self.model)
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
-            chunks = self._prepare(batch, number) if n else Chunks(1, 1)
+            chunks = self._prepare(batch, number, state) if n else Chunks(1, 1)
             for examples in blocks(n, 1, chunks.examples):
                 chunk = select_examples(batch, examples)
                 capture = self._forward(chunk, number)
@@ -103,19 +108,22 @@ class HooksGenerator(Generator):
         layers = capture.layer_jacobians(directions, keep_graph=chosen.stop < total)
         return JacobianBatch(layers, capture.n, chosen, total, result_dtype(outputs.dtype), outputs.device)
 
-    def _prepare(self, batch: Batch, number: int) -> Chunks:
+    def _prepare(self, batch: Batch, number: int, state: object) -> Chunks:
         """How to cut a batch, found from its last example alone; and the check of the model when it is due."""
-        n = count_examples(batch)
-        alone = self._forward(select_examples(batch, slice(n - 1, n)), number)
-        directions = self.likelihood.n_directions(alone.outputs)
-        budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
-        chunks = choose_chunks(alone.footprint(), directions, self.device, budget)
-        state = model_state(self.model)
-        if self.check == "every-batch" or (self.check == "first-batch" and state != self._trusted):
-            some = slice(max(0, n - max(2, chunks.examples)), n)
-            self._examine(select_examples(batch, some), alone.outputs.detach(), number)
-            self._trusted = state
-        return chunks
+        n, shapes = count_examples(batch), example_shapes(batch)
+        seen = (state, n > 1)  # one example alone shows no mixing: the first batch with more is examined again
+        unseen = self._trusted not in (seen, (state, True))
+        due = self.check == "every-batch" or (self.check == "first-batch" and unseen)
+        if due or shapes not in self._chunks:
+            alone = self._forward(select_examples(batch, slice(n - 1, n)), number)
+            directions = self.likelihood.n_directions(alone.outputs)
+            budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
+            self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, budget)
+        if due:
+            some = min(n, EXAMINED, max(2, self._chunks[shapes].examples))
+            self._examine(select_examples(batch, slice(n - some, n)), alone.outputs.detach(), number)
+            self._trusted = seen
+        return self._chunks[shapes]
 
     def _examine(self, batch: Batch, last_alone: Tensor, number: int) -> None:
         """Compare two forward passes, an example alone with its batch, and sum w J of every layer with a plain gradient."""
@@ -128,9 +136,10 @@ class HooksGenerator(Generator):
         generator = torch.Generator().manual_seed(0)
         cotangent = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype).to(outputs.device)
         jacobians = capture.layer_jacobians(cotangent.unsqueeze(0), keep_graph=False)
-        ones = cotangent.new_ones(1, capture.n)
-        found = {layer_id: jacobian.vjp(ones) for layer_id, jacobian in jacobians.items()}
-        check_gradients(found, pull_back_one(plain, parameters, cotangent), self.layer_collection)
+        tags = torch.linspace(1, 2, capture.n, dtype=result_dtype(outputs.dtype), device=outputs.device)
+        found = {layer_id: jacobian.vjp(tags.unsqueeze(0)) for layer_id, jacobian in jacobians.items()}
+        cotangent = torch.einsum("n...,n->n...", cotangent, tags.to(cotangent))  # rows in another order show
+        check_gradients(found, flatten(pull_back_one(plain, parameters, cotangent)), self.layer_collection)
 
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         return push_forward(self, v, batches)

@@ -6,13 +6,15 @@ share their values, so that no flag of the user's changes.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from nngeo_core.errors import NNGeoError, ShapeError
+from nngeo_core.conventions import result_dtype
+from nngeo_core.errors import NNGeoError, NonFiniteError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.examples import Batch, count_examples, move_batch
 from nngeo_core.sweep.generator import Generator
 from torch import Tensor, nn
@@ -20,51 +22,55 @@ from torch import Tensor, nn
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite, check_modes
 
-__all__ = ["fisher_product", "leaves", "pull_back", "pull_back_one", "push_forward"]
+__all__ = ["fisher_product", "flatten", "leaves", "pull_back", "pull_back_one", "push_forward"]
 
 
 def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
     """J v, shape (c, n), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
+    tangents = _split(v, parameters)
     changes = [
-        _linearized(generator, network, parameters, v, batch, number)[1].flatten(1).T
+        _linearized(generator, network, parameters, tangents, batch, number)[1].flatten(1).T
         for number, batch, network in _evaluations(generator, batches)
     ]
-    return torch.cat(changes, 1)
+    return _checked(torch.cat(changes, 1), "J v")
 
 
 def pull_back(generator: Generator, u: Tensor, batches: Iterable[Batch]) -> Tensor:
     """J^T u, shape (d,), for u of shape (c, n)."""
     parameters = leaves(generator.model, generator.layer_collection)
-    total, seen = 0, 0
-    for _, batch, network in _evaluations(generator, batches):
+    total, seen = _zeros(parameters), 0
+    for number, batch, network in _evaluations(generator, batches):
         with torch.enable_grad():
             outputs = network.with_parameters(parameters, batch)
+        check_finite(outputs, generator.model, partial(network, batch), number)
         cotangent = u[:, seen : seen + len(outputs)].T
         if cotangent.numel() != outputs.numel():
             raise ShapeError(
                 f"u has shape {tuple(u.shape)}, expected (c, n) for {outputs[0].numel()} outputs and at least "
                 f"{seen + len(outputs)} examples"
             )
-        total = total + pull_back_one(outputs, parameters, cotangent.reshape(outputs.shape))
+        torch._foreach_add_(total, pull_back_one(outputs, parameters, cotangent.reshape(outputs.shape)))
         seen += len(outputs)
     if seen != u.shape[1]:
         raise ShapeError(f"u has shape {tuple(u.shape)}, and there are {seen} examples")
-    return total
+    return _checked(flatten(total), "J^T u")
 
 
 def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
     """F v, shape (d,), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
-    n, product, quadratic_form = 0, torch.zeros_like(v), v.new_zeros(())
+    tangents = _split(v, parameters)
+    n, total, quadratic_form = 0, _zeros(parameters), torch.zeros((), device=v.device)
     for number, batch, network in _evaluations(generator, batches):
-        outputs, change = _linearized(generator, network, parameters, v, batch, number)
+        outputs, change = _linearized(generator, network, parameters, tangents, batch, number)
         cotangent = generator.likelihood.metric(outputs.detach(), change)
-        product = product + pull_back_one(outputs, parameters, cotangent)
+        torch._foreach_add_(total, pull_back_one(outputs, parameters, cotangent))
         quadratic_form = quadratic_form + (cotangent * change).sum()
         n += len(outputs)
-    _check_consistent(v, product / n, quadratic_form / n)
-    return product / n
+    product = _checked(flatten(total).div_(n), "F v")
+    _check_consistent(v.to(product), product, quadratic_form / n)
+    return product
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
@@ -72,13 +78,23 @@ def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
     return {name: parameter.detach().requires_grad_() for name, parameter in layers.named_parameters(model)}
 
 
-def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> Tensor:
-    """J^T cotangent, shape (d,), through the graph of the outputs."""
-    if not outputs.requires_grad:
-        return torch.cat([torch.zeros_like(parameter).flatten() for parameter in parameters.values()])
+def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> list[Tensor]:
+    """J^T cotangent, parameter by parameter, through the graph of the outputs."""
     wanted = list(parameters.values())
-    found = torch.autograd.grad(outputs, wanted, cotangent.to(outputs.dtype), allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in found])
+    if not outputs.requires_grad:
+        return [torch.zeros_like(parameter) for parameter in wanted]
+    cotangent = cotangent.to(outputs.dtype)
+    return list(torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True, materialize_grads=True))
+
+
+def flatten(parts: Iterable[Tensor]) -> Tensor:
+    """One tensor for each parameter as a flat vector (d,)."""
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _zeros(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """Where sums over examples are kept: at least float32."""
+    return [torch.zeros_like(leaf, dtype=result_dtype(leaf.dtype), requires_grad=False) for leaf in parameters.values()]
 
 
 def _evaluations(generator: Generator, batches: Iterable[Batch]) -> Iterator[tuple[int, Batch, Network]]:
@@ -95,17 +111,25 @@ def _evaluations(generator: Generator, batches: Iterable[Batch]) -> Iterator[tup
         raise ValueError("no examples were given; a product needs at least one")
 
 
+def _split(v: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """A flat vector (d,) as one tensor for each parameter, each with memory of its own as dual numbers want it."""
+    parts = v.split([leaf.numel() for leaf in parameters.values()])
+    return [part.view(leaf.shape).to(leaf, copy=True) for part, leaf in zip(parts, parameters.values(), strict=True)]
+
+
 def _linearized(
-    generator: Generator, network: Network, parameters: Mapping[str, Tensor], v: Tensor, batch: Batch, number: int
+    generator: Generator,
+    network: Network,
+    parameters: Mapping[str, Tensor],
+    tangents: Sequence[Tensor],
+    batch: Batch,
+    number: int,
 ) -> tuple[Tensor, Tensor]:
     """The outputs, with their graph, and J v, without."""
-    sizes = [parameter.numel() for parameter in parameters.values()]
-    tangents = zip(parameters.items(), v.split(sizes), strict=True)
     _load_forward_mode()
     with forward_ad.dual_level(), torch.enable_grad():
-        duals = {
-            name: forward_ad.make_dual(leaf, tangent.view(leaf.shape).to(leaf)) for (name, leaf), tangent in tangents
-        }
+        pairs = zip(parameters.items(), tangents, strict=True)
+        duals = {name: forward_ad.make_dual(leaf, tangent) for (name, leaf), tangent in pairs}
         outputs, change = forward_ad.unpack_dual(network.with_parameters(duals, batch))
     check_finite(outputs, generator.model, lambda: network(batch), number)
     return outputs, torch.zeros_like(outputs) if change is None else change.detach()
@@ -117,6 +141,20 @@ def _load_forward_mode() -> None:
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def _checked(result: Tensor, what: str) -> Tensor:
+    """The result, if it is finite.
+
+    Raises:
+        NonFiniteError: It is not, though the outputs are.
+    """
+    if not all_finite(result):
+        raise NonFiniteError(
+            f"{what} has a NaN or an infinity, and the outputs have none: the vector has one, or the model has no "
+            "derivative at these examples (a square root or a norm at zero?)"
+        )
+    return result
 
 
 def _check_consistent(v: Tensor, product: Tensor, quadratic_form: Tensor) -> None:

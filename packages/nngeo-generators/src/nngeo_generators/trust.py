@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.linear_algebra.finite import all_finite
 from torch import Tensor, nn
 
 __all__ = ["check_alone", "check_finite", "check_gradients", "check_modes", "check_repeatable", "model_state"]
@@ -48,7 +49,7 @@ def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], 
     Raises:
         NonFiniteError: Naming the batch and the first module.
     """
-    if outputs.isfinite().all():
+    if all_finite(outputs):
         return
     found: list[str] = []
 
@@ -107,8 +108,15 @@ def check_gradients(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCol
         layers: Where the layers lie in it.
 
     Raises:
+        NonFiniteError: The gradient has a NaN or an infinity; names a layer.
         UnsupportedLayerError: Naming the layer that differs most.
     """
+    for layer_id, place in layers.slices().items():
+        if not all_finite(plain[place]):
+            raise NonFiniteError(
+                f"the gradient of layer '{layer_id}' has a NaN or an infinity, though the outputs are finite: the model "
+                "masks one that the layer reads or returns. Mask it before the layer"
+            )
     scale = plain.norm()
     errors = {
         layer_id: (plain[place] - found[layer_id].to(plain)).norm() if layer_id in found else plain[place].norm()
@@ -119,7 +127,7 @@ def check_gradients(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCol
         raise UnsupportedLayerError(
             f"layer '{worst}': what its modules' calls show differs from a plain gradient of the model by "
             f"{float(errors[worst] / scale):.1e} of the whole gradient. Its parameters are used outside the module's call "
-            "(as in F.linear(h, module.weight)), or a call was patched; leave this layer out of the layer collection"
+            "(as in F.linear(h, module.weight)), a call was patched, or it was given the examples in another order; leave this layer out of the layer collection"
         )
 
 

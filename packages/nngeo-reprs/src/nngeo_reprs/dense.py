@@ -6,6 +6,7 @@ import torch
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
 from torch import Tensor
@@ -54,7 +55,7 @@ class PMatDense(PMat):
         if not isinstance(data, Tensor) or data.shape != (d, d):
             given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise ShapeError(f"the data of a PMatDense is a tensor of shape {(d, d)}, got {given}")
-        if not data.isfinite().all():
+        if not all_finite(data):
             raise NonFiniteError("the data of a PMatDense has NaN or infinite entries")
         return data
 

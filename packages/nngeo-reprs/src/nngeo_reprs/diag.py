@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
 from torch import Tensor
@@ -27,7 +28,7 @@ class DiagAccumulator(Accumulator):
 
     def finalize(self) -> Tensor:
         """The diagonal of F, shape (d,)."""
-        return torch.cat([self.sums[layer_id] for layer_id in self.layer_collection]) / self.n_examples
+        return torch.cat([self.sums[layer_id] for layer_id in self.layer_collection]).div_(self.n_examples)
 
 
 class PMatDiag(PMat):
@@ -52,7 +53,7 @@ class PMatDiag(PMat):
         if not isinstance(data, Tensor) or data.shape != (d,):
             given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise ShapeError(f"the data of a PMatDiag is a tensor of shape {(d,)}, got {given}")
-        if not data.isfinite().all():
+        if not all_finite(data):
             raise NonFiniteError("the data of a PMatDiag has NaN or infinite entries")
         return data
 

@@ -9,11 +9,12 @@ import torch
 from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.errors import LayerCollectionMismatchError, NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.vectors.pvector import PVector
 from torch import Tensor
 
-from nngeo_reprs.damping import check_invertible
+from nngeo_reprs.damping import check_invertible, factorize
 from nngeo_reprs.kfac_sums import KFACAccumulator
 from nngeo_reprs.kronecker import (
     KroneckerBasis,
@@ -72,7 +73,7 @@ class PMatKFAC(PMat):
                 f"layer '{layer_id}' with parameters {shapes}: got Kronecker factors of shapes {found[0]} and {found[1]}; "
                 "expected (q, A, A) and (q, G, G) with A counting the bias's constant input and q G A parameters in all"
             )
-        if not (given.inputs.isfinite().all() and given.outputs.isfinite().all()):
+        if not (all_finite(given.inputs) and all_finite(given.outputs)):
             raise NonFiniteError(f"layer '{layer_id}': the Kronecker factors have NaN or infinite entries")
         return given
 
@@ -142,9 +143,9 @@ class PMatKFAC(PMat):
             self._unsupported(f"the damped inverse of a product (regul={regul:g})", "solve with both matrices in turn, or regul=0")
 
         def divide(layer_id: str, matrix: Tensor) -> Tensor:
-            factors = self.data[layer_id]
-            left = torch.linalg.solve(factors.outputs, matrix)
-            return torch.linalg.solve(factors.inputs, left.mT).mT
+            factors, what = self.data[layer_id], f"a factor of layer '{layer_id}'"
+            left = factorize(factors.outputs, 0.0, symmetric=False, what=what)(matrix)
+            return factorize(factors.inputs, 0.0, symmetric=False, what=what)(left.mT).mT
 
         return self._by_layer(v, divide)
 

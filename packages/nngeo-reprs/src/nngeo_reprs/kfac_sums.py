@@ -1,11 +1,15 @@
 """The sums that become Kronecker factors."""
 
+from collections.abc import Mapping
+from dataclasses import astuple
+
 import torch
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.accumulator import Accumulator
+from torch import Tensor
 
 from nngeo_reprs.kronecker import zero_factors
 
@@ -29,7 +33,7 @@ class KFACAccumulator(Accumulator):
             self.layouts[layer_id] = factors.layout
             self.add(f"{layer_id}.inputs", factors.inputs)
             self.add(f"{layer_id}.outputs", factors.outputs)
-        self._zero = torch.zeros((), dtype=batch.dtype, device=batch.device)
+        self.add("zero", torch.zeros((), dtype=batch.dtype, device=batch.device))
 
     def merge(self, other: Accumulator) -> None:
         """Add the sums of other examples."""
@@ -37,12 +41,28 @@ class KFACAccumulator(Accumulator):
         if isinstance(other, KFACAccumulator):
             self.layouts = other.layouts | self.layouts
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The example count and the sums, and where each layer's factors lie in its parameters."""
+        layouts = {f"layouts.{layer_id}": torch.tensor(astuple(layout)) for layer_id, layout in self.layouts.items()}
+        return {**super().state_dict(), **layouts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.layouts = {}
+        for key, numbers in state.items():
+            if key.startswith("layouts."):
+                groups, outputs, inputs, has_bias, leading_inputs = numbers.tolist()
+                layout = KroneckerLayout(groups, outputs, inputs, bool(has_bias), leading_inputs)
+                self.layouts[key.removeprefix("layouts.")] = layout
+
     def finalize(self) -> dict[str, KroneckerFactors]:
         """Both factors of each layer, averaged over examples; zero for a layer that was never called."""
         return {layer_id: self._factors(layer_id) for layer_id in self.layer_collection}
 
     def _factors(self, layer_id: str) -> KroneckerFactors:
         if layer_id not in self.layouts:
-            return zero_factors(self.layer_collection[layer_id].numel(), self._zero.dtype, self._zero.device)
+            zero = self.sums["zero"]
+            return zero_factors(self.layer_collection[layer_id].numel(), zero.dtype, zero.device)
         inputs, outputs = (self.sums[f"{layer_id}.{factor}"] / self.n_examples for factor in ("inputs", "outputs"))
         return KroneckerFactors(inputs, outputs, self.layouts[layer_id])

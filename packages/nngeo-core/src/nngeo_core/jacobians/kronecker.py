@@ -87,20 +87,26 @@ class KroneckerJacobian(LayerJacobian):
         return self.layout.pack(torch.einsum("nsqg,nsqa->qga", g, self.a), bias)
 
     def sum_of_squares(self) -> Tensor:
-        """The diagonal of J^T J, shape (d,)."""
-        bias = self._bias_gradients()
-        return self.layout.pack(self._weight_squares(), None if bias is None else bias.square().sum((0, 1)))
-
-    def _weight_squares(self) -> Tensor:
-        """Shape (q, G, A): without shared positions one product; otherwise per-example gradients, squared and summed."""
+        """The diagonal of J^T J, shape (d,): written into its place in the flat vector where the layout allows it."""
+        flat = self.g.new_empty(self.layout.numel)
+        weight, bias = self.layout.unpack(flat)
         if self.positions == 1:
-            g = self.g[:, :, 0].square().sum(0)
-            return torch.einsum("nqg,nqa->qga", g, self.a[:, 0].square())
-        total = self.g.new_zeros(self.layout.groups, self.layout.outputs, self.layout.inputs)
+            g = self.g[:, :, 0].square().sum(0).permute(1, 2, 0)  # q, G, n
+            torch.bmm(g, self.a[:, 0].square().transpose(0, 1), out=weight)
+            squares = g.sum(2)
+        else:
+            self._sum_squares_of_gradients(weight)
+            squares = self.g.sum(2).square().sum((0, 1))
+        if bias is not None:
+            bias.copy_(squares)
+        return flat if self.layout.leading_inputs == 1 else self.layout.pack(weight, bias)
+
+    def _sum_squares_of_gradients(self, total: Tensor) -> None:
+        """Form per-example gradients, square them, and sum them into `total` (q, G, A)."""
+        total.zero_()
         for examples in self._example_blocks():
             for g in self.g[:, examples]:
                 total += self._gradients(g, examples).square_().sum(0)
-        return total
 
     def squared_norm(self) -> Tensor:
         """The trace of J^T J, 0-dimensional."""

@@ -47,7 +47,7 @@ class KroneckerLayout:
         return weight if bias is None else torch.cat((weight, bias.flatten(-2)), -1)
 
     def unpack(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weight (..., q, G, A) and the bias (..., q, G) of a flat (..., d)."""
+        """The weight (..., q, G, A) and the bias (..., q, G) of a flat (..., d): views of it if `leading_inputs` is 1."""
         stored = flat[..., : self.weight_numel].unflatten(-1, (self.groups, self.leading_inputs, self.outputs, -1))
         weight = stored.movedim(-3, -2).flatten(-2)
         bias = flat[..., self.weight_numel :].unflatten(-1, (self.groups, -1)) if self.has_bias else None

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError
+from nngeo_core.linear_algebra.finite import all_finite
 
 __all__ = ["add_gram_", "eigh", "mirror_"]
 
@@ -41,7 +42,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NonFiniteError: An entry is NaN or infinite.
     """
-    if not matrix.isfinite().all():
+    if not all_finite(matrix):
         raise NonFiniteError(f"a matrix of shape {tuple(matrix.shape)} with NaN or infinite entries has no eigenvalues")
     symmetric = (matrix + matrix.mT) / 2
     try:

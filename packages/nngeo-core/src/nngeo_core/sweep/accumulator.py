@@ -34,8 +34,9 @@ class Accumulator(ABC):
         self.sums: dict[str, Tensor] = {}
 
     def begin_pass(self, number: int) -> None:
-        """Called before pass `number` (0, 1, ...); starts counting examples anew."""
-        self.n_examples = 0
+        """Called before pass `number` (0, 1, ...); later passes count the examples anew, the first goes on counting."""
+        if number:
+            self.n_examples = 0
 
     def update(self, batch: JacobianBatch) -> None:
         """Add the Jacobians of some examples and directions."""
@@ -52,11 +53,11 @@ class Accumulator(ABC):
         """The data of the matrix, averaged over examples."""
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add a value to the sum of that name."""
+        """Add a value to the sum of that name; the first one becomes the sum, so it must be nobody else's tensor."""
         if name in self.sums:
             self.sums[name] += value
         else:
-            self.sums[name] = value.clone()
+            self.sums[name] = value
 
     def merge(self, other: "Accumulator") -> None:
         """Add the sums of other examples, within the same pass and before `finalize`.
@@ -70,7 +71,7 @@ class Accumulator(ABC):
         self.layer_collection.check_same(other.layer_collection)
         self.n_examples += other.n_examples
         for name, value in other.sums.items():
-            self.add(name, value)
+            self.add(name, value.clone())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The example count and the sums, as tensors."""

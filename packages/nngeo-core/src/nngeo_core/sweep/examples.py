@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nngeo_core.errors import ShapeError
 
-__all__ = ["Batch", "call_model", "count_examples", "iterate_batches", "move_batch", "select_examples", "targets_of"]
+__all__ = ["Batch", "call_model", "count_examples", "example_shapes", "iterate_batches", "move_batch", "select_examples", "targets_of"]
 
 Batch: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors, all of them with the examples first."""
@@ -58,6 +58,11 @@ def count_examples(batch: Batch) -> int:
             f"of shapes {shapes}. Give a loader that yields such batches"
         )
     return counts.pop()[0]
+
+
+def example_shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    """The shapes of one example's tensors."""
+    return tuple(tensor.shape[1:] for tensor in _tensors(batch))
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:

@@ -35,7 +35,8 @@ class Generator(ABC):
         check: When to compare with a plain gradient pass: "first-batch", "every-batch" or "off".
 
     Raises:
-        ValueError: The model is on another device, has no parameters in the collection, or an option is unknown.
+        ValueError: The model is on another device, has no parameters in the collection or some that autograd cannot
+            differentiate, or an option is unknown.
         LayerCollectionMismatchError: The model lacks parameters of the collection.
     """
 
@@ -60,6 +61,7 @@ class Generator(ABC):
         self.likelihood = likelihood
         self.function = function
         self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
+        _check_differentiable(model, self.layer_collection)
         self.device = _common_device(model, self.layer_collection, device)
         self.n_output = n_output
         self.memory_budget = memory_budget
@@ -161,6 +163,18 @@ class Generator(ABC):
         if self.n_output not in (None, found):
             raise ValueError(f"n_output={self.n_output} was given, and the model returns {found} outputs per example")
         return outputs
+
+
+def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
+    """Raise unless every parameter is real and was made where autograd sees it."""
+    for name, parameter in layers.named_parameters(model):
+        if not parameter.is_floating_point():
+            raise ValueError(f"parameter '{name}' is {parameter.dtype}; expected real floating-point numbers")
+        if parameter.is_inference():
+            raise ValueError(
+                f"parameter '{name}' was made under torch.inference_mode() and cannot be differentiated; build the model "
+                "outside of it, and load the values into that one"
+            )
 
 
 def _common_device(model: nn.Module, layers: LayerCollection, device: torch.device | str | None) -> torch.device:

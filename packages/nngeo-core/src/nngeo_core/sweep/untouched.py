@@ -37,22 +37,18 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _restored_buffers(model: nn.Module) -> Iterator[None]:
-    """Copy every buffer; on leaving, put back the ones that were written to or replaced."""
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone(), _version(buffer))
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+    """Copy every buffer; on leaving, put back the ones that were written to, replaced or added."""
+    kept = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    copies = [
+        (buffer, buffer.detach().clone()) for _, buffers in kept for buffer in buffers.values() if buffer is not None
     ]
     try:
         yield
     finally:
-        for buffers, name, buffer, values, version in kept:
-            if _version(buffer) != version or buffer.is_inference():
+        for buffers, before in kept:
+            buffers.clear()
+            buffers.update(before)
+        for buffer, values in copies:
+            if not torch.equal(buffer, values):  # version counters do not see writes to `.data`
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(values)
-            buffers[name] = buffer
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

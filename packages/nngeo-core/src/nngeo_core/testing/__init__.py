@@ -1,5 +1,6 @@
 """For tests of nngeo and of what plugs into it: oracles by plain autograd, and the models to try them on."""
 
+from nngeo_core.testing.jacobian_contract import JacobianContract
 from nngeo_core.testing.models import MODELS, Case
 from nngeo_core.testing.oracles import (
     block_diagonal,
@@ -12,10 +13,18 @@ from nngeo_core.testing.oracles import (
     plain_gradient,
     relative_error,
 )
+from nngeo_core.testing.pmat_algebra import PMatAlgebraContract
+from nngeo_core.testing.pmat_contract import PMatContract
+from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 
 __all__ = [
     "MODELS",
     "Case",
+    "JacobianContract",
+    "PMatAlgebraContract",
+    "PMatContract",
+    "RuleCase",
+    "RuleContract",
     "block_diagonal",
     "fisher",
     "fisher_directions",

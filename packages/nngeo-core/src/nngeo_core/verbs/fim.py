@@ -84,10 +84,11 @@ def FIM(  # noqa: N802 (the manual's name)
     layers = generator.layer_collection
     accumulators = [kind.accumulator(layers) for kind in kinds]
     populate(generator, loader, accumulators, progress)
-    matrices = [
-        kind(generator, data=sums.finalize(), n_examples=sums.n_examples)
-        for kind, sums in zip(kinds, accumulators, strict=True)
-    ]
+    with torch.inference_mode(False), torch.no_grad():
+        matrices = [
+            kind(generator, data=sums.finalize(), n_examples=sums.n_examples)
+            for kind, sums in zip(kinds, accumulators, strict=True)
+        ]
     return matrices[0] if single else matrices
 
 

@@ -1,0 +1,223 @@
+"""How far the library is from its floor: the matrix products and convolutions that an operation must do, called bare.
+
+Run `python benchmarks/floor.py`. Every figure is a ratio of two times measured in turn in one process, the median of
+several repetitions, so that it does not depend on how fast or how busy the machine is.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from nngeo import FIM, ClassifLogits, LayerCollection, random_pvector
+from nngeo_core.plugins import registry
+from torch import Tensor, nn
+
+EXAMPLES, BATCH, CLASSES = 256, 64, 10
+Operation = Callable[[], object]
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """A multilayer perceptron with rectifiers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convnet(a: int, b: int, c: int, d: int) -> nn.Sequential:
+    """Four convolutions of 3 x 3 pixels, a halving of the image after every second one, and a linear layer on the means."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, a, 3, padding=1), nn.ReLU(), nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(d, CLASSES)),
+    )
+
+
+@dataclass
+class BareLayer:
+    """Tensors of the shapes that a layer sees, and the products that an operation cannot do without.
+
+    Attributes:
+        layer: The module.
+        x: Its input for m examples.
+        g: Output gradients of all directions, shape (c m, ...).
+        first: Whether nothing lies below that needs a gradient.
+    """
+
+    layer: nn.Linear | nn.Conv2d
+    x: Tensor
+    g: Tensor
+    first: bool
+
+    def __post_init__(self) -> None:
+        m = len(self.x)
+        self.weight = self.layer.weight.detach()
+        self.g_one = self.g[:m]
+        if isinstance(self.layer, nn.Conv2d):
+            self.patches = nn.functional.unfold(self.x, 3, padding=1)  # (m, A, s)
+            self.columns = self.patches.transpose(0, 1).flatten(1).contiguous()  # (A, m s)
+            self.rows = self.g.unflatten(0, (CLASSES, m)).transpose(0, 1).flatten(3).flatten(1, 2).contiguous()  # (m, c G, s)
+            self.many_x = torch.randn(CLASSES * m, *self.x.shape[1:])
+
+    def forward(self) -> None:
+        """The layer on m examples."""
+        self._apply(self.x)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Conv2d):
+            return nn.functional.conv2d(x, self.weight, padding=1)
+        return x @ self.weight.T
+
+    def backward(self, directions: int) -> None:
+        """The derivative with respect to the input, for one direction or all."""
+        if self.first:
+            return
+        g = self.g if directions > 1 else self.g_one
+        if isinstance(self.layer, nn.Conv2d):
+            self._convolution_backward(g, self.many_x if directions > 1 else self.x, (True, False, False))
+        else:
+            g @ self.weight
+
+    def weight_gradient(self) -> None:
+        """The derivative with respect to the weight, for one direction."""
+        if isinstance(self.layer, nn.Conv2d):
+            self._convolution_backward(self.g_one, self.x, (False, True, False))
+        else:
+            self.g_one.T @ self.x
+
+    def _convolution_backward(self, g: Tensor, x: Tensor, wanted: tuple[bool, bool, bool]) -> None:
+        ones = (1, 1)
+        torch.ops.aten.convolution_backward(g, x, self.weight, None, ones, ones, ones, False, (0, 0), 1, wanted)
+
+    def tangent(self) -> None:
+        """How the output changes with the weight and with the input."""
+        self._apply(self.x)
+        if not self.first:
+            self._apply(self.x)
+
+    def diagonal(self) -> None:
+        """Per-example gradients of all directions where positions are shared, else one product of squares."""
+        if isinstance(self.layer, nn.Conv2d):
+            self.rows @ self.patches.mT
+        else:
+            self.g_one.T @ self.x
+
+    def factors(self) -> None:
+        """Both Kronecker factors."""
+        if isinstance(self.layer, nn.Conv2d):
+            self.columns @ self.columns.T
+            self.rows.unflatten(1, (CLASSES, -1)) @ self.rows.unflatten(1, (CLASSES, -1)).mT
+        else:
+            self.x.T @ self.x
+            self.g.T @ self.g
+
+
+def bare_layers(model: nn.Sequential, x: Tensor) -> list[BareLayer]:
+    """The layers of a model with tensors of the shapes that they see for the examples x."""
+    found: list[BareLayer] = []
+    with torch.no_grad():
+        for module in model:
+            y = module(x)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                found.append(BareLayer(module, x, torch.randn(CLASSES * len(y), *y.shape[1:]), first=not found))
+            x = y
+    return found
+
+
+def floors(model: nn.Sequential, x: Tensor) -> dict[str, Operation]:
+    """The bare products of each operation for the examples x, all directions together."""
+    layers = bare_layers(model, x)
+    rows = torch.randn(CLASSES * len(x), sum(p.numel() for p in model.parameters()))
+
+    def run(*steps: str, directions: int = CLASSES) -> None:
+        for step in steps:
+            for layer in layers:
+                getattr(layer, step)(directions) if step == "backward" else getattr(layer, step)()
+
+    def dense() -> None:
+        run("forward", "backward")
+        for start in range(0, rows.shape[1], 512):
+            rows[:, start : start + 512].T @ rows[:, start:]
+
+    return {
+        "gradient": lambda: run("forward", "backward", "weight_gradient", directions=1),
+        "product": lambda: run("forward", "tangent", "backward", "weight_gradient", directions=1),
+        "diag": lambda: run("forward", "backward", "diagonal"),
+        "kfac": lambda: run("forward", "backward", "factors"),
+        "dense": dense,
+    }
+
+
+def fastest_floor(model: nn.Sequential, x: Tensor, name: str) -> Operation:
+    """The floor of the whole data set in chunks of the size that serves it best."""
+    chunks: dict[int, Operation] = {}
+    for size in (4, 8, 16, 64):
+        step = floors(model, x[:size])[name]
+        chunks[size] = lambda step=step, size=size: [step() for _ in range(EXAMPLES // size)]
+    return min(chunks.values(), key=lambda operation: min(seconds(operation) for _ in range(2)))
+
+
+def seconds(operation: Operation) -> float:
+    """The time of one call."""
+    start = time.perf_counter()
+    operation()
+    return time.perf_counter() - start
+
+
+def operations(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Operation]:
+    """What the library does, over batches of 64."""
+    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    layers = LayerCollection.from_model(model)
+    generator = registry.generator("hooks")(model, ClassifLogits(), layer_collection=layers)
+    v = random_pvector(layers)
+
+    def gradient() -> None:
+        for inputs, targets in batches:
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+        model.zero_grad()
+
+    matrices = {name: lambda name=name: FIM(model, batches, name, CLASSES) for name in ("diag", "kfac", "dense")}
+    return {"gradient": gradient, "product": lambda: generator.product(v, batches), **matrices}
+
+
+WORKLOADS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], tuple[str, ...]]] = {
+    "MLP 784-512-512-10": (lambda: mlp(784, 512, 512, 10), (784,), ("product", "diag", "kfac")),
+    "convnet 32-32-64-64, 3 x 32 x 32": (lambda: convnet(32, 32, 64, 64), (3, 32, 32), ("product", "diag", "kfac")),
+    "MLP 64-48-48-10": (lambda: mlp(64, 48, 48, 10), (64,), ("dense",)),
+    "convnet 8-8-16-16, 3 x 16 x 16": (lambda: convnet(8, 8, 16, 16), (3, 16, 16), ("dense",)),
+}
+
+
+def main() -> None:
+    """Print the table of ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--only", default="", help="a part of a workload's name")
+    options = parser.parse_args()
+    print("| workload | operation | times the floor | gradient passes | floor in gradient passes |")
+    print("|---|---|---|---|---|")
+    for title, (build, shape, names) in WORKLOADS.items():
+        if options.only not in title:
+            continue
+        torch.manual_seed(0)
+        model, x, y = build(), torch.randn(EXAMPLES, *shape), torch.randint(CLASSES, (EXAMPLES,))
+        ours = operations(model, x, y)
+        for name in names:
+            floor = fastest_floor(model, x, name)
+            timed = {"ours": ours[name], "floor": floor, "gradient": ours["gradient"]}
+            times: dict[str, list[float]] = {key: [] for key in timed}
+            for _ in range(options.repetitions):
+                for key, operation in timed.items():
+                    times[key].append(seconds(operation))
+            to_floor = median(a / b for a, b in zip(times["ours"], times["floor"], strict=True))
+            to_gradient = median(a / b for a, b in zip(times["ours"], times["gradient"], strict=True))
+            bare = median(a / b for a, b in zip(times["floor"], times["gradient"], strict=True))
+            print(f"| {title} | {name} | {to_floor:.2f} | {to_gradient:.1f} | {bare:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
