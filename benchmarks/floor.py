@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor, nn
+
 from nngeo import FIM, ClassifLogits, LayerCollection, random_pvector
 from nngeo_core.plugins import registry
-from torch import Tensor, nn
 
 EXAMPLES, BATCH, CLASSES = 256, 64, 10
 Operation = Callable[[], object]
@@ -59,7 +60,9 @@ class BareLayer:
         if isinstance(self.layer, nn.Conv2d):
             self.patches = nn.functional.unfold(self.x, 3, padding=1)  # (m, A, s)
             self.columns = self.patches.transpose(0, 1).flatten(1).contiguous()  # (A, m s)
-            self.rows = self.g.unflatten(0, (CLASSES, m)).transpose(0, 1).flatten(3).flatten(1, 2).contiguous()  # (m, c G, s)
+            self.rows = (
+                self.g.unflatten(0, (CLASSES, m)).transpose(0, 1).flatten(3).flatten(1, 2).contiguous()
+            )  # (m, c G, s)
             self.many_x = torch.randn(CLASSES * m, *self.x.shape[1:])
 
     def forward(self) -> None:

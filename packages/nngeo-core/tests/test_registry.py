@@ -109,12 +109,11 @@ def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("look_up", "home"),
     [
-        (lambda registry: registry.representation("kfac"), "nngeo-reprs"),
         (lambda registry: registry.representation("dense", kind="fmat"), "nngeo-ntk"),
         (lambda registry: registry.generator("hooks"), "nngeo-generators"),
         (lambda registry: registry.likelihood("regression"), "nngeo-core"),
     ],
-    ids=["kfac", "kernel", "generator", "likelihood"],
+    ids=["kernel", "generator", "likelihood"],
 )
 def test_an_unknown_name_says_which_distribution_to_install(
     install: Install, look_up: Callable[[Registry], type], home: str
@@ -124,6 +123,17 @@ def test_an_unknown_name_says_which_distribution_to_install(
     install(home, "", module="empty")
     with pytest.raises(PluginError, match="unknown .*; known: none.$"):
         look_up(Registry())
+
+
+def test_representations_need_a_generator_too(install: Install) -> None:
+    with pytest.raises(PluginError, match=r"which are not .* \(pip install nngeo-reprs nngeo-generators\)\.$"):
+        Registry().representation("kfac")
+    install("nngeo-reprs", "", module="empty")
+    with pytest.raises(PluginError, match=r"which is not .* \(pip install nngeo-generators\)\.$"):
+        Registry().representation("kfac")
+    install("nngeo-generators", "", module="empty_too")
+    with pytest.raises(PluginError, match="unknown .*; known: none.$"):
+        Registry().representation("kfac")
 
 
 def test_a_name_that_is_no_string_is_a_type_error(registry: Registry) -> None:

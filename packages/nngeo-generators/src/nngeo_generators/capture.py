@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.sum import add
 from nngeo_core.layers.rule import Call
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-
 from nngeo_generators.chunking import Footprint, measure
 from nngeo_generators.plan import Use
 
@@ -68,7 +68,9 @@ class Capture:
         gets a root. Under the model's own `no_grad` there is nothing to note: the derivative is zero.
         """
         if not isinstance(output, Tensor):
-            raise UnsupportedLayerError(f"'{path}' ({type(module).__name__}) returned {type(output).__name__}, not one tensor")
+            raise UnsupportedLayerError(
+                f"'{path}' ({type(module).__name__}) returned {type(output).__name__}, not one tensor"
+            )
         if output.shape[:1] != (self.n,):
             raise UnsupportedLayerError(
                 f"'{path}' ({type(module).__name__}) returned shape {tuple(output.shape)} for {self.n} examples; the first "

@@ -1,10 +1,13 @@
 """HooksGenerator: Jacobians from hooks on the modules and one backward pass to the outputs of all layers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from collections.abc import Generator as PythonGenerator
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from nngeo_core.conventions import result_dtype
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
@@ -12,8 +15,6 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples, targets_of
 from nngeo_core.sweep.generator import Generator
-from torch import Tensor, nn
-
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks
 from nngeo_generators.matrix_free import fisher_product, flatten, leaves, pull_back, pull_back_one, push_forward
@@ -56,7 +57,7 @@ class HooksGenerator(Generator):
     def __init__(
         self,
         model: nn.Module,
-        likelihood: Likelihood,
+        likelihood: Likelihood | str,
         function: Callable[..., Any] | None = None,
         layer_collection: LayerCollection | None = None,
         device: torch.device | str | None = None,
@@ -76,7 +77,7 @@ class HooksGenerator(Generator):
         capture = self._forward(batch, 0)
         return self._slice(capture, batch, directions or slice(0, self.likelihood.n_directions(capture.outputs)))
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[JacobianBatch]:
+    def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
         check_modes(self.model)
         state = model_state(self.model)

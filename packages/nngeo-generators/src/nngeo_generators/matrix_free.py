@@ -11,14 +11,14 @@ from functools import cache, partial
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NNGeoError, NonFiniteError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.examples import Batch, count_examples, move_batch
 from nngeo_core.sweep.generator import Generator
-from torch import Tensor, nn
-
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite, check_modes
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from nngeo_core.sweep.examples import Batch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from nngeo_core.sweep.examples import Batch
 
 __all__ = ["Network"]
 

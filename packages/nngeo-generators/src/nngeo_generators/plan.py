@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from torch import nn
+
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.sources import Source, find_sources
-from torch import nn
 
 __all__ = ["Use", "make_plan"]
 

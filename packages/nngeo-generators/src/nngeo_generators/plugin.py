@@ -3,7 +3,6 @@
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import hookimpl
 from nngeo_core.sweep.generator import Generator
-
 from nngeo_generators.hooks import HooksGenerator
 from nngeo_generators.rules.conv import Conv2dRule
 from nngeo_generators.rules.linear import LinearRule

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
-from torch import Tensor, nn
 
 __all__ = ["check_alone", "check_finite", "check_gradients", "check_modes", "check_repeatable", "model_state"]
 
@@ -22,7 +23,8 @@ def check_modes(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise UnsupportedLayerError(
                 f"'{path}' ({type(module).__name__}) normalises with the statistics of the batch, so no derivative of one "
-                "example exists; call model.eval() first" + ("" if module.training else ", and give it running statistics")
+                "example exists; call model.eval() first"
+                + ("" if module.training else ", and give it running statistics")
             )
         if module.training and _drops_out(module):
             raise UnsupportedLayerError(

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from nngeo_core.conventions import DEFAULT_REGUL
 from nngeo_core.errors import NotPositiveDefiniteError
-from torch import Tensor
 
 __all__ = ["check_invertible", "factorize"]
 
@@ -68,7 +69,9 @@ def _factorized(matrix: Tensor, symmetric: bool) -> tuple[Solver, Solver]:
 def _smallest_singular_value(solve: Solver, solve_adjoint: Solver, matrix: Tensor) -> Tensor:
     """An estimate from above, from two rounds of inverse iteration; the pivots alone say too little. Shape (...)."""
     d = matrix.shape[-1]
-    columns = torch.arange(1, d + 1, dtype=matrix.dtype, device=matrix.device).cos().expand(matrix.shape[:-1]).unsqueeze(-1)
+    columns = (
+        torch.arange(1, d + 1, dtype=matrix.dtype, device=matrix.device).cos().expand(matrix.shape[:-1]).unsqueeze(-1)
+    )
     for act in (solve, solve_adjoint, solve, solve_adjoint):
         columns = act(columns / torch.linalg.matrix_norm(columns, keepdim=True))
     return torch.nan_to_num(1 / torch.linalg.matrix_norm(columns), nan=0.0)

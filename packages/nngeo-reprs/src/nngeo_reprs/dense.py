@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-from nngeo_core.errors import NonFiniteError, ShapeError
-from nngeo_core.jacobians.batch import JacobianBatch
-from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
-from nngeo_core.linear_algebra.finite import all_finite
-from nngeo_core.matrices.pmat import PMat
-from nngeo_core.sweep.accumulator import Accumulator
 from torch import Tensor
 
+from nngeo_core.errors import NonFiniteError, ShapeError
+from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
+from nngeo_core.matrices.pmat import PMat
+from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.damping import Solver, factorize
 
 __all__ = ["PMatDense"]
@@ -40,8 +40,8 @@ class PMatDense(PMat):
     Example:
         >>> from nngeo_core import LayerCollection, LinearLayer, PVector
         >>> layers = LayerCollection({"fc": LinearLayer(2, 1, bias=False)})
-        >>> F = PMatDense(data=torch.tensor([[2.0, 1.0], [1.0, 2.0]]), layer_collection=layers)
-        >>> F.solve(PVector(layers, vector_repr=torch.tensor([3.0, 3.0])), regul=0).get_flat_representation()
+        >>> F = PMatDense(data=torch.tensor([[4.0, 2.0], [2.0, 2.0]]), layer_collection=layers)
+        >>> F.solve(PVector(layers, vector_repr=torch.tensor([6.0, 4.0])), regul=0).get_flat_representation()
         tensor([1., 1.])
     """
 
@@ -97,7 +97,8 @@ class PMatDense(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        return torch.linalg.matrix_norm(self.data)
+        norm: Tensor = torch.linalg.matrix_norm(self.data)
+        return norm
 
     def get_diag(self) -> Tensor:
         """A copy of the diagonal, shape (d,)."""

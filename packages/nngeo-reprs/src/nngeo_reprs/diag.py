@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
-from torch import Tensor
-
 from nngeo_reprs.damping import check_invertible
 
 __all__ = ["PMatDiag"]
@@ -96,7 +96,8 @@ class PMatDiag(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        return self.data.norm()
+        norm: Tensor = torch.linalg.vector_norm(self.data)
+        return norm
 
     def get_diag(self) -> Tensor:
         """A copy of the diagonal, shape (d,)."""

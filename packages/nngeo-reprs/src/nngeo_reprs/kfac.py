@@ -6,14 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.errors import LayerCollectionMismatchError, NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.vectors.pvector import PVector
-from torch import Tensor
-
 from nngeo_reprs.damping import check_invertible, factorize
 from nngeo_reprs.kfac_sums import KFACAccumulator
 from nngeo_reprs.kronecker import (
@@ -33,7 +33,7 @@ class PMatKFAC(PMat):
 
     A = (1/n) sum_i sum_s a a^T over the layer's inputs, with the constant input of a bias, G = (1/n) sum_i (1/s) sum_s
     sum_c g g^T over its output gradients: sums over positions s in A, averages in G. Exact for deep linear networks
-    without shared positions; elsewhere it neglects that a and g are correlated. Memory sum_l (A_l^2 + G_l^2).
+    without shared positions under `regression`; elsewhere it neglects that a and g are correlated. Memory sum_l (A_l^2 + G_l^2).
 
     `data` is a mapping from layer id to `KroneckerFactors`, or to a pair (A, G) of matrices.
 
@@ -140,7 +140,9 @@ class PMatKFAC(PMat):
     def _solve_product(self, v: Tensor, regul: float) -> Tensor:
         """G^-1 V A^-T by LU: a product of Kronecker matrices has no orthogonal eigenbasis."""
         if regul:
-            self._unsupported(f"the damped inverse of a product (regul={regul:g})", "solve with both matrices in turn, or regul=0")
+            self._unsupported(
+                f"the damped inverse of a product (regul={regul:g})", "solve with both matrices in turn, or regul=0"
+            )
 
         def divide(layer_id: str, matrix: Tensor) -> Tensor:
             factors, what = self.data[layer_id], f"a factor of layer '{layer_id}'"
@@ -170,15 +172,23 @@ class PMatKFAC(PMat):
         for layer_id, mine in self.data.items():
             theirs = other.data[layer_id]
             if mine.layout != theirs.layout:
-                self._unsupported(f"the product over layer '{layer_id}' of blocks with different groups", "use mv twice")
-            products[layer_id] = replace(mine, inputs=mine.inputs @ theirs.inputs, outputs=mine.outputs @ theirs.outputs)
+                self._unsupported(
+                    f"the product over layer '{layer_id}' of blocks with different groups", "use mv twice"
+                )
+            products[layer_id] = replace(
+                mine, inputs=mine.inputs @ theirs.inputs, outputs=mine.outputs @ theirs.outputs
+            )
         return self._like(products, symmetric=False)
 
     def _add(self, other: "PMatKFAC") -> "PMatKFAC":
-        self._unsupported("a sum of two Kronecker products", "add the products mv of both, or compute both as PMatDense")
+        self._unsupported(
+            "a sum of two Kronecker products", "add the products mv of both, or compute both as PMatDense"
+        )
 
     def _scaled(self, scalar: float | Tensor) -> "PMatKFAC":
-        scaled = {layer_id: replace(factors, outputs=factors.outputs * scalar) for layer_id, factors in self.data.items()}
+        scaled = {
+            layer_id: replace(factors, outputs=factors.outputs * scalar) for layer_id, factors in self.data.items()
+        }
         return self._like(scaled, self.symmetric, self.n_examples)
 
     def trace(self) -> Tensor:
@@ -191,7 +201,8 @@ class PMatKFAC(PMat):
             torch.linalg.matrix_norm(factors.inputs) * torch.linalg.matrix_norm(factors.outputs)
             for factors in self.data.values()
         ]
-        return torch.cat(norms).norm()
+        norm: Tensor = torch.linalg.vector_norm(torch.cat(norms))
+        return norm
 
     def get_diag(self, split_weight_bias: bool = True) -> Tensor:
         """The diagonal, shape (d,).

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import astuple
 
 import torch
+from torch import Tensor
+
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.accumulator import Accumulator
-from torch import Tensor
-
 from nngeo_reprs.kronecker import zero_factors
 
 __all__ = ["KFACAccumulator"]

@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.linear_algebra.symmetric import eigh
-from torch import Tensor
 
 __all__ = ["KroneckerBasis", "dense_block", "diagonal", "eigenbasis", "factored_damping", "multiply", "zero_factors"]
 
@@ -62,7 +63,9 @@ def dense_block(factors: KroneckerFactors, split_weight_bias: bool) -> Tensor:
     q, outputs, inputs = factors.layout.groups, factors.outputs.shape[-1], factors.inputs.shape[-1]
     block = factors.outputs.new_zeros(q, outputs, inputs, q, outputs, inputs)
     for k in range(q):
-        block[k, :, :, k] = torch.einsum("gh,ab->gahb", factors.outputs[k], factors.inputs[k])  # g, h outputs; a, b inputs
+        block[k, :, :, k] = torch.einsum(
+            "gh,ab->gahb", factors.outputs[k], factors.inputs[k]
+        )  # g, h outputs; a, b inputs
     if not split_weight_bias:
         return block.flatten(3).flatten(0, 2)
     columns = factors.layout.from_matrix(block).movedim(-1, 0)

@@ -2,7 +2,6 @@
 
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import hookimpl
-
 from nngeo_reprs.dense import PMatDense
 from nngeo_reprs.diag import PMatDiag
 from nngeo_reprs.kfac import PMatKFAC

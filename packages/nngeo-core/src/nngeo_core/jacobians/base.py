@@ -82,7 +82,7 @@ class LayerJacobian(ABC):
         """
         raise UnsupportedOperationError(
             f"{type(self).__name__} does not say which bias goes with which weight, so it has no quasi-diagonal; "
-            "use the diagonal or the block-diagonal representation for this layer"
+            "use the diagonal or the dense representation for this layer"
         )
 
     def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
@@ -97,7 +97,7 @@ class LayerJacobian(ABC):
         """
         raise UnsupportedOperationError(
             f"{type(self).__name__} is not a sum of Kronecker products, so it has no Kronecker factors; "
-            "use the block-diagonal, diagonal or dense representation for this layer"
+            "use the diagonal or the dense representation for this layer"
         )
 
     def rotate(self, input_basis: Tensor, output_basis: Tensor) -> "LayerJacobian":

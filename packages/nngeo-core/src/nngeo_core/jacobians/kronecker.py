@@ -63,9 +63,7 @@ class KroneckerJacobian(LayerJacobian):
         """The uses of one weight in several calls are so many more positions."""
         if not isinstance(other, KroneckerJacobian) or other.layout != self.layout:
             return None
-        return KroneckerJacobian(
-            lambda: torch.cat((self.a, other.a), 1), torch.cat((self.g, other.g), 2), self.layout
-        )
+        return KroneckerJacobian(lambda: torch.cat((self.a, other.a), 1), torch.cat((self.g, other.g), 2), self.layout)
 
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
@@ -138,8 +136,8 @@ class KroneckerJacobian(LayerJacobian):
         """J J'^T with another Jacobian of the same layer, shape (c, n, c', n')."""
         if not isinstance(other, KroneckerJacobian) or other.layout != self.layout:
             return super().gram(other)
-        rows, columns = (self.g.shape[:3], other.g.shape[:3])
-        if grams_are_cheaper(tuple(rows), tuple(columns), self.layout.outputs, self.layout.inputs):
+        (c, n, s), (k, m, t) = self.g.shape[:3], other.g.shape[:3]
+        if grams_are_cheaper((c, n, s), (k, m, t), self.layout.outputs, self.layout.inputs):
             return self._gram_from_positions(other)
         return super().gram(other)
 

@@ -67,7 +67,9 @@ class LayerRule(ABC):
         """Raise `UnsupportedLayerError` for a configuration that this rule cannot differentiate exactly."""
 
     @abstractmethod
-    def jacobian(self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]) -> LayerJacobian:
+    def jacobian(
+        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
+    ) -> LayerJacobian:
         """The Jacobian of c output directions with respect to the named parameters, from one call.
 
         Args:

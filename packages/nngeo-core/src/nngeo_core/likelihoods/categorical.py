@@ -53,6 +53,7 @@ class ClassifLogits(Likelihood):
         return columns * (log_p[:, chosen] / 2).exp().T.unsqueeze(2)
 
     def metric(self, outputs: Tensor, u: Tensor) -> Tensor:
-        """p * (u - p.u), shape (n, classes)."""
+        """p * (u - p.u), shape (n, classes); u is taken relative to the likeliest class, where u - p.u would cancel."""
         p = torch.softmax(outputs, 1)
+        u = u - u.gather(1, outputs.argmax(1, keepdim=True))
         return p * (u - (p * u).sum(1, keepdim=True))

@@ -36,7 +36,7 @@ class FMat(ABC):
     def _mv(self, u: Tensor) -> Tensor:
         """K u for u (c, n)."""
 
-    def vTMv(self, u: FVector) -> Tensor:  # noqa: N802 (the manual's name)
+    def vTMv(self, u: FVector) -> Tensor:
         """The quadratic form u^T K u, 0-dimensional.
 
         Raises:

@@ -60,7 +60,9 @@ class PMat(ABC):
             raise ValueError(f"{type(self).__name__} needs a `generator` to compute its data from `examples`; got none")
         if layer_collection is None:
             if generator is None:
-                raise ValueError(f"{type(self).__name__} from `data` needs a `layer_collection` or a `generator`; got none")
+                raise ValueError(
+                    f"{type(self).__name__} from `data` needs a `layer_collection` or a `generator`; got none"
+                )
             layer_collection = generator.layer_collection
         self.generator = generator
         self.layer_collection = layer_collection
@@ -69,7 +71,7 @@ class PMat(ABC):
         if generator is not None and examples is not None:
             layer_collection.check_same(generator.layer_collection)
             sums = self.accumulator(layer_collection)
-            populate(generator, examples, [sums], progress)
+            populate(generator, examples, [sums], type(self).__name__ if progress else False)
             data, self.n_examples = sums.finalize(), sums.n_examples
         self.data = self._checked(data)
 
@@ -99,7 +101,7 @@ class PMat(ABC):
     def _mv(self, v: Tensor) -> Tensor:
         """M v for v (..., d)."""
 
-    def vTMv(self, v: PVector) -> Tensor:  # noqa: N802 (the manual's name)
+    def vTMv(self, v: PVector) -> Tensor:
         """The quadratic form v^T M v, 0-dimensional, differentiable with respect to v.
 
         Raises:
@@ -229,12 +231,18 @@ class PMat(ABC):
     def _like(self: Self, data: Any, symmetric: bool = True, n_examples: int | None = None) -> Self:
         """A matrix of this representation and these layers with other data."""
         return type(self)(
-            self.generator, data=data, layer_collection=self.layer_collection, symmetric=symmetric, n_examples=n_examples
+            self.generator,
+            data=data,
+            layer_collection=self.layer_collection,
+            symmetric=symmetric,
+            n_examples=n_examples,
         )
 
     def _flat(self, v: PVector) -> Tensor:
         if not isinstance(v, PVector):
-            raise TypeError(f"expected a PVector, got {type(v).__name__}; PVector(layer_collection, vector_repr=tensor) makes one")
+            raise TypeError(
+                f"expected a PVector, got {type(v).__name__}; PVector(layer_collection, vector_repr=tensor) makes one"
+            )
         self.layer_collection.check_same(v.layer_collection)
         return v.get_flat_representation()
 
@@ -246,7 +254,8 @@ class PMat(ABC):
             raise TypeError(f"{result} of {type(self).__name__} with {type(other).__name__}: expected another matrix")
         if type(other) is not type(self):
             self._unsupported(
-                f"{result} with {type(other).__name__}", "compute both matrices in one representation, or add their products mv"
+                f"{result} with {type(other).__name__}",
+                "compute both matrices in one representation, or add their products mv",
             )
         self.layer_collection.check_same(other.layer_collection)
 

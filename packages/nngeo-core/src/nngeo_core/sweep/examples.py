@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from nngeo_core.errors import ShapeError
 
-__all__ = ["Batch", "call_model", "count_examples", "example_shapes", "iterate_batches", "move_batch", "select_examples", "targets_of"]
+__all__ = [
+    "Batch",
+    "call_model",
+    "count_examples",
+    "example_shapes",
+    "is_one_batch",
+    "iterate_batches",
+    "move_batch",
+    "select_examples",
+    "targets_of",
+]
 
 Batch: TypeAlias = Any
 """A tensor, or tuples, lists and mappings of tensors, all of them with the examples first."""
@@ -24,7 +34,7 @@ def iterate_batches(examples: Any) -> Iterator[Batch]:
     Raises:
         TypeError: `examples` is neither.
     """
-    if _is_one_batch(examples):
+    if is_one_batch(examples):
         yield examples
         return
     if not isinstance(examples, Iterable) or isinstance(examples, str | bytes):
@@ -35,7 +45,8 @@ def iterate_batches(examples: Any) -> Iterator[Batch]:
     yield from examples
 
 
-def _is_one_batch(examples: Any) -> bool:
+def is_one_batch(examples: Any) -> bool:
+    """Whether this is a tensor, a mapping, or a tuple or list of tensors of equal first dimension."""
     if isinstance(examples, Tensor | Mapping):
         return True
     if not isinstance(examples, tuple | list) or not examples:

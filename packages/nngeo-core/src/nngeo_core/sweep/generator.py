@@ -1,7 +1,8 @@
 """Generator: what differentiates a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from collections.abc import Generator as PythonGenerator
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from nngeo_core.errors import ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.plugins import registry
 from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.fvector import FVector
@@ -26,7 +28,7 @@ class Generator(ABC):
 
     Args:
         model: The network; it is left untouched.
-        likelihood: What the outputs mean; supplies the output directions and the metric.
+        likelihood: What the outputs mean, an object or a registered name; supplies output directions and metric.
         function: Maps a batch to outputs, `function(*batch)` or `function(batch)`; None calls the model.
         layer_collection: The parameters to differentiate; None takes all of the model.
         device: Where batches are moved; None takes the parameters' device.
@@ -45,7 +47,7 @@ class Generator(ABC):
     def __init__(
         self,
         model: nn.Module,
-        likelihood: Likelihood,
+        likelihood: Likelihood | str,
         function: Callable[..., Any] | None = None,
         layer_collection: LayerCollection | None = None,
         device: torch.device | str | None = None,
@@ -58,7 +60,7 @@ class Generator(ABC):
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(f"memory_budget is a positive number of bytes, got {memory_budget}")
         self.model = model
-        self.likelihood = likelihood
+        self.likelihood = _likelihood(likelihood)
         self.function = function
         self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
         _check_differentiable(model, self.layer_collection)
@@ -82,7 +84,7 @@ class Generator(ABC):
         """The Jacobians of one batch."""
 
     @abstractmethod
-    def stream(self, batches: Iterable[Batch]) -> Iterator[JacobianBatch]:
+    def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples and directions, in slices that fit the memory budget.
 
         Whoever reads the stream closes it, and does so inside `undisturbed`, as `populate` does.
@@ -175,6 +177,16 @@ def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
                 f"parameter '{name}' was made under torch.inference_mode() and cannot be differentiated; build the model "
                 "outside of it, and load the values into that one"
             )
+
+
+def _likelihood(choice: object) -> Likelihood:
+    if isinstance(choice, str):
+        made: Likelihood = registry.likelihood(choice)()
+        return made
+    if not isinstance(choice, Likelihood):
+        known = ", ".join(registry.names("likelihoods"))
+        raise TypeError(f"a likelihood is a Likelihood object or a registered name ({known}), got {choice!r}")
+    return choice
 
 
 def _common_device(model: nn.Module, layers: LayerCollection, device: torch.device | str | None) -> torch.device:

@@ -8,14 +8,16 @@ import torch
 from tqdm import tqdm
 
 from nngeo_core.sweep.accumulator import Accumulator
-from nngeo_core.sweep.examples import Batch, count_examples, iterate_batches
+from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 
 __all__ = ["populate", "with_progress"]
 
 
-def populate(generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool = False) -> None:
+def populate(
+    generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool | str = False
+) -> None:
     """Feed all accumulators from one sweep, with as many passes as the neediest asks.
 
     The model's buffers and the global random state are the same before and after, also when an exception ends the sweep.
@@ -24,7 +26,7 @@ def populate(generator: Generator, examples: Any, accumulators: Sequence[Accumul
         generator: What differentiates the model.
         examples: One batch or a loader.
         accumulators: Filled in place.
-        progress: Whether to show a progress bar for each pass.
+        progress: Whether to show a progress bar for each pass, or the text that it starts with.
 
     Raises:
         ValueError: There are no examples, or a one-shot iterator is given where several passes are needed.
@@ -37,16 +39,15 @@ def populate(generator: Generator, examples: Any, accumulators: Sequence[Accumul
         )
     for number in range(passes):
         active = [accumulator for accumulator in accumulators if number < accumulator.passes]
-        description = f"pass {number + 1}/{passes}" if progress else None
+        label = f"{progress}: " if isinstance(progress, str) else ""
+        description = f"{label}pass {number + 1}/{passes}" if progress else None
         with undisturbed(generator.model, generator.device), torch.no_grad():
             _one_pass(generator, with_progress(examples, description), active, number)
         if not active[0].n_examples:
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
 
 
-def _one_pass(
-    generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator], number: int
-) -> None:
+def _one_pass(generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator], number: int) -> None:
     for accumulator in accumulators:
         accumulator.begin_pass(number)
     with closing(generator.stream(batches)) as stream:
@@ -61,7 +62,7 @@ def with_progress(examples: Any, description: str | None) -> Iterator[Batch]:
     if description is None:
         yield from batches
         return
-    number = len(examples) if isinstance(examples, Sized) and hasattr(examples, "batch_size") else None
+    number = 1 if is_one_batch(examples) else len(examples) if isinstance(examples, Sized) else None
     seen = 0
     with tqdm(total=number, desc=description, unit="batch") as bar:
         for batch in batches:

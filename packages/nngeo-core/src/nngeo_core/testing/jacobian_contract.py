@@ -30,7 +30,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 class JacobianContract:
     """What is asked of a LayerJacobian: subclass it in a test file, name the cases, and pytest does the rest.
 
-    Every contraction is compared with the one from `to_dense()`, relative to its norm, in float64 to 1e-10, in float32 to
+    Every contraction is compared with that of `to_dense()`, relative to its norm, in float64 to 1e-10, in float32 to
     1e-4. What a structure does not define (`bias_cross`, `kronecker_factors`, `rotate`) must raise
     `UnsupportedOperationError`. The values of Kronecker factors, which the dense tensor does not determine, are the
     subclass's to test; here they are symmetric, positive, of the layout's shape, and separable into passes.

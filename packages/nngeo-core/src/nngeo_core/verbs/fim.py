@@ -1,6 +1,7 @@
 """FIM: the Fisher information matrix of a model, in the representation asked for."""
 
 from collections.abc import Callable, Sequence
+from inspect import isabstract
 from typing import Any, TypeVar, overload
 
 import torch
@@ -25,7 +26,7 @@ def FIM(model: nn.Module, loader: Any, representation: str, *args: Any, **kwargs
 def FIM(
     model: nn.Module, loader: Any, representation: Sequence[str | type[PMat]], *args: Any, **kwargs: Any
 ) -> list[PMat]: ...
-def FIM(  # noqa: N802 (the manual's name)
+def FIM(
     model: nn.Module,
     loader: Any,
     representation: str | type[PMat] | Sequence[str | type[PMat]],
@@ -73,32 +74,32 @@ def FIM(  # noqa: N802 (the manual's name)
         >>> F.size(), F.n_examples
         ((9, 9), 2)
     """
-    single = isinstance(representation, str | type)
-    kinds = [_representation(choice) for choice in ([representation] if single else representation)]
+    several = isinstance(representation, Sequence) and not isinstance(representation, str)
+    kinds = [_representation(choice) for choice in (representation if several else [representation])]
     if not kinds:
         raise ValueError("representation is an empty list; give at least one name or class")
-    likelihood = variant if isinstance(variant, Likelihood) else registry.likelihood(variant)()
     generator = registry.generator("hooks")(
-        model, likelihood, function, layer_collection, device, n_output, memory_budget, check
+        model, variant, function, layer_collection, device, n_output, memory_budget, check
     )
     layers = generator.layer_collection
     accumulators = [kind.accumulator(layers) for kind in kinds]
-    populate(generator, loader, accumulators, progress)
+    label = ", ".join(kind.__name__ for kind in kinds)
+    populate(generator, loader, accumulators, label if progress else False)
     with torch.inference_mode(False), torch.no_grad():
         matrices = [
             kind(generator, data=sums.finalize(), n_examples=sums.n_examples)
             for kind, sums in zip(kinds, accumulators, strict=True)
         ]
-    return matrices[0] if single else matrices
+    return matrices if several else matrices[0]
 
 
-def _representation(choice: str | type[PMat]) -> type[PMat]:
+def _representation(choice: object) -> type[PMat]:
     if isinstance(choice, str):
         found: type[PMat] = registry.representation(choice, kind="pmat")
         return found
-    if isinstance(choice, type) and issubclass(choice, PMat):
+    if isinstance(choice, type) and issubclass(choice, PMat) and not isabstract(choice):
         return choice
     raise TypeError(
-        f"representation is a name, a PMat class, or a list of those; got {choice!r}. "
+        f"representation is a name, a concrete PMat class, or a list of those; got {choice!r}. "
         f"Known names: {', '.join(registry.names('representations'))}"
     )

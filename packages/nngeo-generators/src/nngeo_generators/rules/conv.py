@@ -1,13 +1,13 @@
 """Convolutions, as linear layers on patches."""
 
+from torch import Tensor, nn
+
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.layer import Conv2dLayer
 from nngeo_core.layers.rule import Call, LayerRule
-from torch import Tensor, nn
-
 from nngeo_generators.rules.patches import cut_patches, padded_input
 
 __all__ = ["Conv2dRule"]
@@ -26,7 +26,9 @@ class Conv2dRule(LayerRule):
         bias = module.bias is not None
         return Conv2dLayer(module.in_channels, module.out_channels, (height, width), bias, module.groups)
 
-    def jacobian(self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]) -> LayerJacobian:
+    def jacobian(
+        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
+    ) -> LayerJacobian:
         """`a` are the patches of the padded input, cut when first needed."""
         assert isinstance(module, nn.Conv2d)
         x = call.tensor("input", 0)

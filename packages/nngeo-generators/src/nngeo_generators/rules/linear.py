@@ -1,12 +1,13 @@
 """Linear layers, with any number of positions between the examples and the features."""
 
+from torch import Tensor, nn
+
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.layer import LinearLayer
 from nngeo_core.layers.rule import Call, LayerRule
-from torch import Tensor, nn
 
 __all__ = ["LinearRule"]
 
@@ -22,7 +23,9 @@ class LinearRule(LayerRule):
         assert isinstance(module, nn.Linear)
         return LinearLayer(module.in_features, module.out_features, module.bias is not None)
 
-    def jacobian(self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]) -> LayerJacobian:
+    def jacobian(
+        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
+    ) -> LayerJacobian:
         """One group; `a` is the input, `g` the output gradient, each with its positions in one axis."""
         x, g = call.tensor("input", 0), output_gradients
         if x.ndim < 2:

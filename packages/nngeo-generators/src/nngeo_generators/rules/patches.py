@@ -28,7 +28,9 @@ def _padding(module: Convolution, k: int) -> tuple[int, int]:
     return int(module.padding[k]), int(module.padding[k])
 
 
-def cut_patches(x: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def cut_patches(
+    x: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
     """The inputs of every output position.
 
     Patches lie in memory as (q, A, n, s), so that sums over examples and positions are one matrix product, and those of one
@@ -51,4 +53,5 @@ def cut_patches(x: Tensor, groups: int, kernel: Sequence[int], stride: Sequence[
     # now (n, q, channel, *position, *pixel)
     positions, pixels = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
     patches = windows.permute(1, 2, *pixels, 0, *positions)
-    return patches.flatten(3 + axes).flatten(1, 1 + axes).permute(2, 3, 0, 1)
+    stored: Tensor = patches.flatten(3 + axes).flatten(1, 1 + axes)  # (q, A, n, s)
+    return stored.permute(2, 3, 0, 1)

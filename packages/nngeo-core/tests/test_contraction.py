@@ -1,0 +1,83 @@
+"""Which order of contraction is taken: the counts, and the results on both sides of each choice."""
+
+import pytest
+import torch
+
+from nngeo_core.jacobians.contraction import BLOCK_BYTES, blocks, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.testing.jacobian_contract import CONTRACTIONS
+
+
+def kronecker(c: int, n: int, s: int, q: int, outputs: int, inputs: int, seed: int = 0) -> KroneckerJacobian:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, s, q, inputs, dtype=torch.float64, generator=generator)
+    g = torch.randn(c, n, s, q, outputs, dtype=torch.float64, generator=generator)
+    return KroneckerJacobian(a, g, KroneckerLayout(q, outputs, inputs, True))
+
+
+@pytest.mark.parametrize(
+    ("count", "bytes_each", "limit"), [(10, 1, 3), (7, 5, 5), (1, 100, 7), (12, 0, 5), (100, 3, 1000)]
+)
+def test_blocks_cover_the_range_once_within_the_limit(count: int, bytes_each: int, limit: int) -> None:
+    found = list(blocks(count, bytes_each, limit))
+    assert [k for block in found for k in range(count)[block]] == list(range(count))
+    sizes = [block.stop - block.start for block in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(size == 1 or size * bytes_each <= limit for size in sizes)
+
+
+def test_blocks_are_even_rather_than_full() -> None:
+    assert [block.stop - block.start for block in blocks(10, 1, 9)] == [5, 5]
+
+
+def test_blocks_of_nothing_are_none() -> None:
+    assert list(blocks(0, 8)) == []
+
+
+def test_blocks_stay_under_the_size_of_temporaries() -> None:
+    assert [block.stop - block.start for block in blocks(4, BLOCK_BYTES // 2 + 1)] == [1, 1, 1, 1]
+    assert [block.stop - block.start for block in blocks(4, BLOCK_BYTES // 2)] == [2, 2]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_gram_agrees_in_both_orders(chosen: bool) -> None:
+    """Few positions of a large layer go by Gram matrices of positions, many positions of a small one by gradients."""
+    c, n, s, outputs, inputs = (2, 3, 2, 9, 8) if chosen else (2, 3, 40, 2, 3)
+    rows, columns = kronecker(c, n, s, 2, outputs, inputs), kronecker(3, 2, s, 2, outputs, inputs, seed=1)
+    assert grams_are_cheaper((c, n, s), (3, 2, s), outputs, inputs) is chosen
+    CONTRACTIONS["gram"](rows, columns)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_second_moment_agrees_in_both_orders(chosen: bool) -> None:
+    s = 1 if chosen else 2
+    assert outputs_come_first(3, 4, s, 1) is chosen
+    jacobian = kronecker(3, 4, s, 1, 3, 4)
+    CONTRACTIONS["second_moment"](jacobian, jacobian)
+
+
+@pytest.mark.parametrize("one", ["direction", "groups"])
+def test_outputs_come_first_only_where_that_saves_something(one: str) -> None:
+    c, q = (1, 1) if one == "direction" else (3, 2)
+    assert not outputs_come_first(c, 4, 1, q)
+    jacobian = kronecker(c, 4, 1, q, 3, 4)
+    CONTRACTIONS["second_moment"](jacobian, jacobian)
+
+
+def test_counts_are_those_of_the_multiplications() -> None:
+    """One position: c n k m (G + A / (c k)) against (c n + k m) G A + c n k m G A; large layers go by positions."""
+    assert grams_are_cheaper((10, 50, 1), (10, 50, 1), 100, 100)
+    assert not grams_are_cheaper((1, 5, 900), (1, 5, 900), 4, 9)
+
+
+def test_large_layers_are_contracted_in_blocks_of_examples() -> None:
+    jacobian = kronecker(2, 5, 3, 1, 700, 1000)
+    weight_bytes = 700 * 1000 * 8
+    assert len(list(blocks(5, weight_bytes))) == 3
+    dense = jacobian.to_dense()
+    found = jacobian.sum_of_squares()
+    assert (found - dense.square().sum((0, 1))).norm() <= 1e-12 * found.norm()
+    cross = jacobian.bias_cross()
+    expected = (dense[..., : 700 * 1000].unflatten(2, (700, 1000)) * dense[..., 700 * 1000 :].unsqueeze(3)).sum((0, 1))
+    assert (cross - expected.flatten()).norm() <= 1e-12 * cross.norm()

@@ -1,0 +1,48 @@
+"""How many examples and directions go at once: the budget is kept, and examples are cut before directions."""
+
+import pytest
+import torch
+
+from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, LARGEST_TENSOR, Chunks, Footprint, choose_chunks, measure
+
+CPU, ACCELERATOR = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_footprint_sums_the_calls_and_keeps_the_largest() -> None:
+    assert measure([(3, 10), (5, 2)]) == Footprint(8, 12, 5, 10)
+
+
+def test_no_calls_have_no_footprint() -> None:
+    assert measure([]) == Footprint(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 1_000, 12_345, 10**6])
+@pytest.mark.parametrize("directions", [1, 3, 10, 1000])
+def test_what_is_chosen_fits_the_budget_or_is_the_least_there_is(budget: int, directions: int) -> None:
+    one = Footprint(inputs=40, gradients=25, largest_input=30, largest_gradient=15)
+    chunks = choose_chunks(one, directions, ACCELERATOR, budget)
+    assert chunks.examples >= 1 and 1 <= chunks.directions <= directions
+    bytes_used = chunks.examples * (one.inputs + chunks.directions * one.gradients)
+    assert bytes_used <= budget or chunks == Chunks(1, 1)
+    assert chunks.examples == 1 or chunks.directions == directions
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1000, Chunks(7, 4)), (140, Chunks(1, 4)), (139, Chunks(1, 3)), (65, Chunks(1, 1)), (1, Chunks(1, 1))],
+)
+def test_directions_are_cut_only_when_one_example_is_too_large(budget: int, expected: Chunks) -> None:
+    """One example takes 40 + 25 bytes a direction: 140 with its four."""
+    assert choose_chunks(Footprint(40, 25, 40, 25), 4, ACCELERATOR, budget) == expected
+
+
+def test_a_cpu_bounds_the_largest_tensor() -> None:
+    largest = LARGEST_TENSOR["cpu"]
+    one = Footprint(inputs=8, gradients=largest // 10, largest_input=8, largest_gradient=largest // 10)
+    assert choose_chunks(one, 2, CPU, 100 * largest) == Chunks(5, 2)
+    assert choose_chunks(one, 20, CPU, 100 * largest) == Chunks(1, 10)
+
+
+def test_a_model_without_calls_goes_through_at_once() -> None:
+    chunks = choose_chunks(measure([]), 10, CPU, DEFAULT_MEMORY_BUDGET)
+    assert chunks.examples > 10**6 and chunks.directions == 10

@@ -1,0 +1,233 @@
+"""What is refused, by name: models without a derivative of one example, and layers whose calls do not show it all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nngeo_core import ClassifLogits, LayerCollection, NonFiniteError, UnsupportedLayerError
+from nngeo_core.testing import relative_error
+from nngeo_generators import HooksGenerator
+
+Build = Callable[..., nn.Module]
+Hooks = Callable[..., HooksGenerator]
+
+X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3).sin()
+
+
+def refusal(model: nn.Module, x: Any = X, **options: Any) -> str:
+    with pytest.raises(UnsupportedLayerError) as error:
+        HooksGenerator(model, ClassifLogits(), **options).jacobian(x)
+    return str(error.value)
+
+
+BATCH_STATISTICS = (
+    "normalises with the statistics of the batch, so no derivative of one example exists; call model.eval() first"
+)
+
+
+def test_batch_norm_in_training_mode_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False)).double()
+    assert refusal(model) == f"'1' (BatchNorm1d) {BATCH_STATISTICS}"
+
+
+def test_batch_norm_is_refused_wherever_it_stands(build: Build) -> None:
+    """Also when its parameters are not in the collection."""
+    model = build(lambda net, x: net.head(net.norm(x)), norm=nn.BatchNorm1d(3), head=nn.Linear(3, 2))
+    layers = LayerCollection()
+    layers.add_layer_from_model(model, model.head)
+    assert refusal(model, layer_collection=layers) == f"'norm' (BatchNorm1d) {BATCH_STATISTICS}"
+
+
+def test_batch_norm_without_running_statistics_is_refused_in_evaluation_too() -> None:
+    norm = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+    message = refusal(nn.Sequential(nn.Linear(3, 2), norm).double().eval())
+    assert message == f"'1' (BatchNorm1d) {BATCH_STATISTICS}, and give it running statistics"
+
+
+def test_batch_norm_in_evaluation_mode_is_fine(hooks: Hooks) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False)).double().eval()
+    assert hooks(model).jacobian(X).layers["0"].shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.1), nn.AlphaDropout(0.1), nn.FeatureAlphaDropout(0.1)], ids=repr)
+def test_dropout_in_training_mode_is_refused(dropout: nn.Module) -> None:
+    assert refusal(nn.Sequential(nn.Linear(3, 2), dropout).double()) == (
+        f"'1' ({type(dropout).__name__}) drops units at random in training mode, so two calls differ; call model.eval() first"
+    )
+
+
+@pytest.mark.parametrize("model", [nn.Dropout(0.0), nn.Dropout(0.5).eval()], ids=repr)
+def test_dropout_that_drops_nothing_is_fine(model: nn.Module, hooks: Hooks) -> None:
+    assert hooks(nn.Sequential(nn.Linear(3, 2).double(), model)).jacobian(X).n_examples == 4
+
+
+@pytest.mark.parametrize(
+    "random", [lambda h: F.dropout(h, 0.5), lambda h: h + torch.rand_like(h)], ids=["dropout", "noise"]
+)
+def test_random_numbers_are_refused(random: Callable[[Tensor], Tensor], build: Build) -> None:
+    message = refusal(build(lambda net, x: random(net.a(x)), a=nn.Linear(3, 2)))
+    assert message.startswith(
+        "two forward passes over the same examples give different outputs: the model draws random"
+    )
+
+
+@pytest.mark.parametrize("mix", [lambda h: h - h.mean(0), lambda h: h.cumsum(0), lambda h: h / h.norm()])
+def test_mixing_examples_is_refused(mix: Callable[[Tensor], Tensor], build: Build) -> None:
+    message = refusal(build(lambda net, x: mix(net.a(x)), a=nn.Linear(3, 2)))
+    assert message.startswith("an example's outputs differ when it is alone in its batch: the model mixes examples")
+
+
+def test_mixing_is_found_when_the_first_batch_has_one_example(
+    build: Build, dense_fisher: Callable[..., Tensor]
+) -> None:
+    model = build(lambda net, x: net.a(x) - net.a(x).mean(0), a=nn.Linear(3, 2))
+    with pytest.raises(UnsupportedLayerError, match="the model mixes examples"):
+        dense_fisher(model, [X[:1], X[1:]])
+
+
+def test_examples_in_another_order_inside_the_model_are_refused(build: Build) -> None:
+    """Each layer alone would have the right sums; the products of two layers would pair different examples."""
+    model = build(lambda net, x: net.b(net.a(x.flip(0)).tanh().flip(0)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    assert "layer 'a': what its modules' calls show differs from a plain gradient" in refusal(model)
+
+
+def test_a_weight_used_outside_its_modules_call_is_refused(build: Build) -> None:
+    model = build(
+        lambda net, x: F.linear(net.a(x).tanh(), net.b.weight) + net.b(x), a=nn.Linear(3, 3), b=nn.Linear(3, 2)
+    )
+    message = refusal(model)
+    assert message.startswith("layer 'b': what its modules' calls show differs from a plain gradient of the model by ")
+    assert "Its parameters are used outside the module's call (as in F.linear(h, module.weight))" in message
+
+
+def test_a_weight_of_a_module_that_is_never_called_is_refused(build: Build) -> None:
+    model = build(lambda net, x: F.linear(net.a(x).tanh(), net.b.weight), a=nn.Linear(3, 3), b=nn.Linear(3, 2))
+    assert refusal(model).startswith("layer 'b': what its modules' calls show differs")
+
+
+def test_a_penalty_on_a_weight_inside_the_model_is_refused(build: Build) -> None:
+    model = build(lambda net, x: net.a(x) + net.a.weight.square().sum(), a=nn.Linear(3, 2))
+    assert refusal(model).startswith("layer 'a': what its modules' calls show differs")
+
+
+def test_a_patched_forward_has_no_rule(build: Build) -> None:
+    model = build(lambda net, x: net.a(x), a=nn.Linear(3, 2))
+    model.a.forward = lambda x: 2 * F.linear(x, model.a.weight, model.a.bias)
+    assert refusal(model).startswith("no layer rule for 'a' (Linear) with a.weight, a.bias.")
+
+
+def test_a_forward_patched_later_is_refused(build: Build) -> None:
+    model = build(lambda net, x: net.a(x), a=nn.Linear(3, 2))
+    generator = HooksGenerator(model, ClassifLogits())
+    model.a.forward = lambda x: 2 * F.linear(x, model.a.weight, model.a.bias)
+    with pytest.raises(UnsupportedLayerError, match="layer 'a': .* by 5.0e-01 of the whole gradient"):
+        generator.jacobian(X)
+
+
+def test_a_small_difference_in_a_small_layer_is_still_found(build: Build) -> None:
+    """The tolerance is the root of a rounding unit, relative to the whole gradient."""
+    model = build(lambda net, x: net.a(x) + 1e-5 * F.linear(x, net.b.weight), a=nn.Linear(3, 2), b=nn.Linear(3, 2))
+    assert refusal(model).startswith("layer 'b'")
+
+
+def test_the_check_can_be_left_out(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: F.linear(net.a(x), net.b.weight), a=nn.Linear(3, 3), b=nn.Linear(3, 2))
+    assert set(hooks(model, check="off").jacobian(X).layers) == {"a"}
+
+
+@pytest.mark.parametrize(("check", "found"), [("first-batch", False), ("every-batch", True)])
+def test_every_batch_is_checked_on_request(check: str, found: bool, build: Build, hooks: Hooks) -> None:
+    """The second batch takes another way through the model."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        return h + F.linear(x, net.a.weight) if x.sum() > 100 else h
+
+    stream = hooks(build(forward, a=nn.Linear(3, 2)), check=check).stream([X, X + 100])
+    next(stream)
+    if found:
+        with pytest.raises(UnsupportedLayerError, match="layer 'a'"):
+            next(stream)
+    else:
+        assert next(stream).n_examples == 4
+
+
+def test_the_check_is_made_again_when_parameters_change(build: Build, hooks: Hooks) -> None:
+    model = build(
+        lambda net, x: net.a(x) + net.b.bias.sum() * F.linear(x, net.a.weight), a=nn.Linear(3, 2), b=nn.Linear(1, 1)
+    )
+    layers = LayerCollection()
+    layers.add_layer_from_model(model, model.a)
+    nn.init.zeros_(model.b.bias)
+    generator = hooks(model, layer_collection=layers)
+    assert generator.jacobian(X).n_examples == 4
+    nn.init.ones_(model.b.bias)
+    with pytest.raises(UnsupportedLayerError, match="layer 'a'"):
+        generator.jacobian(X)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_name_batch_and_module(bad: float, hooks: Hooks) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Softplus(), nn.Linear(3, 2)).double()
+    wrong = X.clone()
+    wrong[1, 2] = bad
+    stream = hooks(model).stream([(X,), (X,), (wrong,)])
+    assert [next(stream).n_examples, next(stream).n_examples] == [4, 4]
+    with pytest.raises(NonFiniteError) as error:
+        next(stream)
+    assert str(error.value) == (
+        "batch 2: the model's outputs have a NaN or an infinity; the first module to return one is '0' (Linear)"
+    )
+
+
+def test_the_first_module_is_the_one_that_made_it(hooks: Hooks, build: Build) -> None:
+    log = build(lambda net, x: (x - x).log())
+    model = nn.Sequential(nn.Linear(3, 3).double(), log, nn.Linear(3, 2).double())
+    with pytest.raises(NonFiniteError, match=r"batch 0: .* the first module to return one is '1' \(FunctionalNet\)"):
+        hooks(model).jacobian(X)
+
+
+def test_outputs_spoiled_by_the_model_itself(hooks: Hooks, build: Build) -> None:
+    with pytest.raises(NonFiniteError, match="the first module to return one is the model itself"):
+        hooks(build(lambda net, x: net.a(x) / 0, a=nn.Linear(3, 2))).jacobian(X)
+
+
+@pytest.mark.parametrize("check", ["first-batch", "off"])
+def test_a_gradient_that_is_not_finite_names_the_layer(check: str, hooks: Hooks, build: Build) -> None:
+    """sqrt(0 h): outputs zero, derivative 0 times infinity."""
+    model = build(lambda net, x: (0 * net.a(x)).sqrt(), a=nn.Linear(3, 2))
+    with pytest.raises(NonFiniteError) as error:
+        hooks(model, check=check).jacobian(X)
+    assert str(error.value) == "the derivative with respect to the output of 'a' has a NaN or an infinity"
+
+
+def test_a_masked_nan_is_named_as_such(hooks: Hooks, build: Build) -> None:
+    model = build(lambda net, x: net.a(x).nan_to_num(), a=nn.Linear(3, 2))
+    wrong = X.clone()
+    wrong[3, 0] = float("nan")
+    with pytest.raises(
+        NonFiniteError, match="the gradient of layer 'a' has a NaN or an infinity, though the outputs are"
+    ):
+        hooks(model).jacobian(wrong)
+
+
+def test_large_finite_gradients_are_not_refused(hooks: Hooks, build: Build) -> None:
+    """Their sum overflows, each of them does not."""
+    model = build(lambda net, x: 1.5e308 * net.a(x), a=nn.Linear(3, 2, bias=False))
+    nn.init.constant_(model.a.weight, 1e-300)
+    with torch.no_grad():
+        found = hooks(model, check="off").jacobian(1e-3 * X.abs()).layers["a"].to_dense()
+    assert found.isfinite().all() and found.max() > 1e304
+
+
+def test_small_precision_is_compared_with_its_own_tolerance(hooks: Hooks) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).bfloat16()
+    found = hooks(model).jacobian(X.bfloat16())
+    dense = found.layers["2"].to_dense()
+    hidden = model[:2](X.bfloat16()).float()
+    assert found.dtype == dense.dtype == torch.float32
+    assert relative_error(dense[0, :, :8], hidden) < 1e-6
