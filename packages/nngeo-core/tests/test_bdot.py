@@ -18,7 +18,9 @@ def test_it_is_differentiable() -> None:
     assert torch.autograd.gradcheck(bdot, (first, second))
 
 
-@pytest.mark.parametrize(("first", "second"), [((3,), (3,)), ((2, 3), (1, 3)), ((2, 3), (3, 2)), ((2, 3, 1), (2, 3, 1))])
+@pytest.mark.parametrize(
+    ("first", "second"), [((3,), (3,)), ((2, 3), (1, 3)), ((2, 3), (3, 2)), ((2, 3, 1), (2, 3, 1))]
+)
 def test_other_shapes_are_refused(first: tuple[int, ...], second: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"two tensors of one shape \(n, k\), got \("):
         bdot(torch.ones(first), torch.ones(second))

@@ -64,7 +64,9 @@ def test_confident_logits_in_float32(scale: float) -> None:
     expected = _exact_diagonal(outputs)
     diagonal = v.square().sum(0)
     assert relative_error(diagonal, expected) <= 1e-5
-    for found, exact in zip(diagonal, expected, strict=True):  # each example on its own scale, as long as float32 holds it
+    for found, exact in zip(
+        diagonal, expected, strict=True
+    ):  # each example on its own scale, as long as float32 holds it
         if exact.max() > 1e-30:
             assert relative_error(found, exact) <= 1e-4
 
@@ -96,7 +98,9 @@ def test_extreme_logits_have_no_nan() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 5)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"'classif_logits' expects outputs of shape \(n, classes\), got \(3.*`function`"):
+    with pytest.raises(
+        ShapeError, match=r"'classif_logits' expects outputs of shape \(n, classes\), got \(3.*`function`"
+    ):
         ClassifLogits().check(torch.ones(shape))
 
 

@@ -38,7 +38,9 @@ def test_no_damping_below_zero_or_without_end(given: float) -> None:
         checked_regul(given)
 
 
-@pytest.mark.parametrize(("given", "name"), [("1", "str"), (None, "NoneType"), (True, "bool"), (1j, "complex"), ([1.0], "list")])
+@pytest.mark.parametrize(
+    ("given", "name"), [("1", "str"), (None, "NoneType"), (True, "bool"), (1j, "complex"), ([1.0], "list")]
+)
 def test_what_is_no_number_is_no_damping(given: object, name: str) -> None:
     with pytest.raises(TypeError, match=rf"one number, the r of M \+ r I; got {name}"):
         checked_regul(given)  # type: ignore[arg-type]

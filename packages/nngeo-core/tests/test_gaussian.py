@@ -40,5 +40,7 @@ def test_counts_and_shapes() -> None:
     likelihood, outputs = GaussianLikelihood(), torch.ones(N, C)
     likelihood.check(outputs)
     assert (likelihood.n_output(outputs), likelihood.n_directions(outputs)) == (C, C)
-    with pytest.raises(ShapeError, match=r"'regression' expects outputs of shape \(n, c\), got \(3,\); give a `function`"):
+    with pytest.raises(
+        ShapeError, match=r"'regression' expects outputs of shape \(n, c\), got \(3,\); give a `function`"
+    ):
         likelihood.check(torch.ones(3))

@@ -289,7 +289,7 @@ def test_look_ups_in_tables_of_different_size_do_not_join() -> None:
         ),
         (kronecker(KroneckerLayout(1, 2, 2, False), 1, 1, 1), "bias_cross", "KroneckerJacobian does not say which"),
         (ScaleShiftJacobian(numbers(1, 1, 2), numbers(1, 1, 1, 2), False), "bias_cross", "ScaleShiftJacobian does not"),
-        (index([0])(), "bias_cross", "use the diagonal or the block-diagonal representation for this layer"),
+        (index([0])(), "bias_cross", "use the diagonal or the dense representation for this layer"),
         (SumJacobian((DENSE,)), "kronecker_factors", "SumJacobian is not a sum of Kronecker products"),
     ],
 )

@@ -394,3 +394,10 @@ def test_a_nan_is_never_within_tolerance() -> None:
 def test_nothing_of_the_library_is_used(module: str) -> None:
     source = files("nngeo_core.testing").joinpath(f"{module}.py").read_text()
     assert "nngeo" not in source.replace("nngeo_core.testing", "")
+
+
+def test_a_module_registered_twice_keeps_its_parameters() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2)] * 2)
+    weight = model[0].weight
+    output_jacobian(model, torch.ones(1, 2), ["0.weight"])
+    assert model[0].weight is weight

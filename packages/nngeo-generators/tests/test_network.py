@@ -29,6 +29,15 @@ def test_a_tied_parameter_is_swapped_in_all_its_places() -> None:
     assert Network(model, model).with_parameters(swapped, torch.ones(1, 1)).tolist() == [[9.0]]
 
 
+def test_a_module_registered_twice_gets_its_own_parameters_back() -> None:
+    """`functional_call` with tied weights leaves the replacement in the model."""
+    shared = nn.Linear(1, 1, bias=False)
+    weight, model = shared.weight, nn.Sequential(shared, shared)
+    swapped = {"0.weight": torch.tensor([[3.0]])}
+    assert Network(model, lambda batch: model(batch)).with_parameters(swapped, torch.ones(1, 1)).tolist() == [[9.0]]
+    assert shared.weight is weight
+
+
 def test_a_function_that_closes_over_the_model_sees_them_too() -> None:
     model = nn.Linear(1, 1, bias=False)
     network = Network(model, lambda batch: batch["scale"] * nn.functional.linear(batch["x"], model.weight))

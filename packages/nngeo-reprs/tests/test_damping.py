@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
+
 from nngeo_core import NotPositiveDefiniteError
 from nngeo_core.testing import relative_error
 from nngeo_reprs.damping import check_invertible, factorize
-from torch import Tensor
 
 
 def _low_rank(d: int, rank: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -16,7 +17,7 @@ def _low_rank(d: int, rank: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def _named_regul(error: pytest.ExceptionInfo[NotPositiveDefiniteError]) -> float:
-    return float(re.search(r"use regul=(\S+) or more", str(error.value))[1])  # type: ignore[index]
+    return float(re.search(r"with regul=(\S+) or more", str(error.value))[1])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -79,8 +80,12 @@ def test_the_zero_matrix_is_offered_the_default_damping() -> None:
 
 
 def test_the_message_names_matrix_damping_and_a_larger_one() -> None:
-    message = r"^M \+ 1e-10 I is singular to working precision: .* about 1.0e-10, is within rounding of zero in torch.float32"
-    with pytest.raises(NotPositiveDefiniteError, match=message + r"; use regul=2e-06 or more, or a model in float64$"):
+    message = (
+        r"^M \+ 1e-10 I is singular to working precision: .* about 1.0e-10, is within rounding of zero in torch.float32"
+    )
+    with pytest.raises(
+        NotPositiveDefiniteError, match=message + r"; solve with regul=2e-06 or more, or use a model in float64$"
+    ):
         check_invertible(torch.tensor([1.0, 1e-10]), 1e-10, "M")
 
 

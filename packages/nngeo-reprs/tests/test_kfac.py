@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from nngeo_core import (
     FIM,
     Conv2dLayer,
@@ -35,7 +37,6 @@ from nngeo_core.testing import (
 )
 from nngeo_core.testing.models import mlp
 from nngeo_reprs import PMatKFAC
-from torch import Tensor, nn
 
 LAYERS = LayerCollection({"fc": LinearLayer(2, 3)})
 VARIANTS = ("classif_logits", "regression")
@@ -133,7 +134,9 @@ def test_bias_beside_the_weights_of_its_output_or_behind_all_weights() -> None:
     assert relative_error(matrix.get_diag(), together.diagonal()[order]) <= 1e-14
 
 
-@pytest.mark.parametrize("model", ["mlp", "conv-groups", "conv-depthwise", "positions-sequence", "tied-weight-own-bias"])
+@pytest.mark.parametrize(
+    "model", ["mlp", "conv-groups", "conv-depthwise", "positions-sequence", "tied-weight-own-bias"]
+)
 def test_factored_damping(model: str) -> None:
     case, regul = MODELS[model](), 0.03
     matrix = FIM(case.model, case.inputs, PMatKFAC)
@@ -144,7 +147,9 @@ def test_factored_damping(model: str) -> None:
         pi = (mean_a / mean_g).sqrt()
         damped_a = a + pi * regul**0.5 * torch.eye(a.shape[1], dtype=a.dtype)
         damped_g = g + regul**0.5 / pi * torch.eye(g.shape[1], dtype=g.dtype)
-        block = kronecker_block(damped_a, damped_g, has_bias=len(matrix.layer_collection.parameter_names[layer_id]) == 2)
+        block = kronecker_block(
+            damped_a, damped_g, has_bias=len(matrix.layer_collection.parameter_names[layer_id]) == 2
+        )
         parts.append(torch.linalg.solve(block, v.get_flat_representation()[place]))
     found = matrix.solve(v, regul, use_pi=True).get_flat_representation()
     assert relative_error(found, torch.cat(parts)) <= 1e-10
@@ -214,13 +219,19 @@ def test_a_singular_factor_needs_no_more_damping_than_rounding() -> None:
 
 def test_what_is_no_kronecker_product_raises() -> None:
     matrix = _kfac(_spd(3), _spd(3, seed=1))
-    with pytest.raises(UnsupportedOperationError, match="a sum of two Kronecker products is not a PMatKFAC; add the prod"):
+    with pytest.raises(
+        UnsupportedOperationError, match="a sum of two Kronecker products is not a PMatKFAC; add the prod"
+    ):
         matrix + matrix
-    with pytest.raises(UnsupportedOperationError, match=r"\(M \+ 0.1 I\)\^-1 is not a PMatKFAC; use solve\(v, regul=0.1\)"):
+    with pytest.raises(
+        UnsupportedOperationError, match=r"\(M \+ 0.1 I\)\^-1 is not a PMatKFAC; use solve\(v, regul=0.1\)"
+    ):
         matrix.inverse(0.1)
     with pytest.raises(UnsupportedOperationError, match="the inverse of a product is not a PMatKFAC; use solve"):
         matrix.mm(matrix).inverse(0)
-    with pytest.raises(UnsupportedOperationError, match="damped inverse of a product.*; solve with both matrices in turn"):
+    with pytest.raises(
+        UnsupportedOperationError, match="damped inverse of a product.*; solve with both matrices in turn"
+    ):
         matrix.mm(matrix).solve(_vector(LAYERS), 0.1)
 
 
@@ -280,7 +291,10 @@ def test_a_layer_that_is_never_called_has_zero_factors() -> None:
     for use_pi in (False, True):
         x_unused = matrix.solve(v, 0.25, use_pi).get_flat_representation()[place]
         assert relative_error(x_unused, v.get_flat_representation()[place] / 0.25) <= 1e-12
-    assert relative_error(matrix.mm(matrix).get_dense_tensor(), matrix.get_dense_tensor() @ matrix.get_dense_tensor()) <= 1e-12
+    assert (
+        relative_error(matrix.mm(matrix).get_dense_tensor(), matrix.get_dense_tensor() @ matrix.get_dense_tensor())
+        <= 1e-12
+    )
     sums = PMatKFAC.accumulator(matrix.layer_collection)
     with pytest.raises(ValueError, match="no examples"):
         PMatKFAC(matrix.generator, examples=[])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from nngeo_core import (
     DenseJacobian,
     JacobianBatch,
@@ -30,7 +31,10 @@ def _jacobian(inputs: int, outputs: int, has_bias: bool, seed: int) -> Kronecker
 
 def _batch(seed: int, directions: slice = slice(0, C), called: tuple[str, ...] = ("a", "b")) -> JacobianBatch:
     whole = {"a": _jacobian(2, 3, True, seed), "b": _jacobian(3, 1, False, seed + 1)}
-    layers = {layer_id: KroneckerJacobian(whole[layer_id].a, whole[layer_id].g[directions], whole[layer_id].layout) for layer_id in called}
+    layers = {
+        layer_id: KroneckerJacobian(whole[layer_id].a, whole[layer_id].g[directions], whole[layer_id].layout)
+        for layer_id in called
+    }
     return JacobianBatch(layers, N, directions, C, torch.float64, torch.device("cpu"))
 
 
@@ -109,8 +113,12 @@ def test_a_layer_that_is_never_called_is_zero() -> None:
 
 
 def test_a_layer_without_kronecker_structure_is_named() -> None:
-    dense = JacobianBatch({"b": DenseJacobian(torch.ones(C, N, 3))}, N, slice(0, C), C, torch.float32, torch.device("cpu"))
-    with pytest.raises(UnsupportedOperationError, match=r"layer 'b': DenseJacobian is not a sum of Kronecker.*; use the"):
+    dense = JacobianBatch(
+        {"b": DenseJacobian(torch.ones(C, N, 3))}, N, slice(0, C), C, torch.float32, torch.device("cpu")
+    )
+    with pytest.raises(
+        UnsupportedOperationError, match=r"layer 'b': DenseJacobian is not a sum of Kronecker.*; use the"
+    ):
         _sums(dense)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from nngeo_core import KroneckerFactors, KroneckerLayout
 from nngeo_core.testing import kronecker_block, relative_error
 from nngeo_reprs.kronecker import dense_block, diagonal, eigenbasis, factored_damping, multiply, zero_factors
-from torch import Tensor
 
 LAYOUTS = {
     "linear": KroneckerLayout(1, 3, 2, has_bias=True),
@@ -79,7 +80,9 @@ def test_eigenbasis_inverts_the_damped_block(factors: KroneckerFactors) -> None:
 def test_shifted_eigenvalues_are_those_of_shifted_factors(factors: KroneckerFactors) -> None:
     found = eigenbasis(factors).eigenvalues(0.25, 2.0).flatten().sort().values
     eyes = (torch.eye(factor.shape[-1], dtype=torch.float64) for factor in (factors.inputs, factors.outputs))
-    inputs, outputs = (factor + r * eye for factor, r, eye in zip((factors.inputs, factors.outputs), (0.25, 2.0), eyes, strict=True))
+    inputs, outputs = (
+        factor + r * eye for factor, r, eye in zip((factors.inputs, factors.outputs), (0.25, 2.0), eyes, strict=True)
+    )
     shifted = _dense_by_entries(KroneckerFactors(inputs, outputs, factors.layout))
     assert relative_error(found, torch.linalg.eigvalsh(shifted)) <= 1e-12
 

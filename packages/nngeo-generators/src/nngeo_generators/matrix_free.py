@@ -69,7 +69,8 @@ def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch]) ->
         quadratic_form = quadratic_form + (cotangent * change).sum()
         n += len(outputs)
     product = _checked(flatten(total).div_(n), "F v")
-    _check_consistent(v.to(product), product, quadratic_form / n)
+    rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
+    _check_consistent(v.to(product), product, quadratic_form / n, rounding)
     return product
 
 
@@ -157,15 +158,15 @@ def _checked(result: Tensor, what: str) -> Tensor:
     return result
 
 
-def _check_consistent(v: Tensor, product: Tensor, quadratic_form: Tensor) -> None:
-    """Compare v.(F v) from the backward pass with (J v).L(J v)/n from the forward pass.
+def _check_consistent(v: Tensor, product: Tensor, quadratic_form: Tensor, rounding: float) -> None:
+    """Compare v.(F v) from the backward pass with (J v).L(J v)/n from the forward pass, to the root of a rounding unit.
 
     Raises:
         NNGeoError: They differ: the model's forward-mode and reverse-mode derivatives are not the same.
     """
     from_reverse = v @ product
     scale = quadratic_form.abs() + v.norm() * product.norm()
-    if not (from_reverse - quadratic_form).abs() <= torch.finfo(product.dtype).eps ** 0.5 * scale:
+    if not (from_reverse - quadratic_form).abs() <= rounding**0.5 * scale:
         raise NNGeoError(
             f"forward-mode and reverse-mode derivatives of this model differ: v.(F v) = {from_reverse.item():.6g} and "
             f"(J v).L(J v)/n = {quadratic_form.item():.6g}; a custom autograd function or an inner no_grad does that. "

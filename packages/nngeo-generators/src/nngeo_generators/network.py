@@ -28,7 +28,17 @@ class Network(nn.Module):
         return self.outputs(batch)
 
     def with_parameters(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The outputs with the named parameters of the model replaced, wherever they are used."""
-        swapped = {f"model.{name}": tensor for name, tensor in parameters.items()}
-        result: Tensor = functional_call(self, swapped, (batch,))
+        """The outputs with the named parameters of the model replaced, wherever they are used.
+
+        Each place of a parameter is named once: `functional_call` itself would name those of a module that is registered
+        twice twice, and then put a replacement back as the original.
+        """
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        swapped = {
+            f"model.{path}.{local}" if path else f"model.{local}": parameters[names[parameter]]
+            for path, module in self.model.named_modules()
+            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if names[parameter] in parameters
+        }
+        result: Tensor = functional_call(self, swapped, (batch,), tie_weights=False)
         return result

@@ -1,13 +1,24 @@
 """What nngeo-generators registers: the hook-based generator and the built-in layer rules."""
 
+from torch import nn
+
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import hookimpl
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.hooks import HooksGenerator
-from nngeo_generators.rules.conv import Conv2dRule
+from nngeo_generators.rules.batch_norm import BatchNormRule
+from nngeo_generators.rules.conv import ConvRule
+from nngeo_generators.rules.conv_transpose import ConvTransposeRule
+from nngeo_generators.rules.embedding import EmbeddingRule
+from nngeo_generators.rules.embedding_bag import EmbeddingBagRule
+from nngeo_generators.rules.group_norm import GroupNormRule
+from nngeo_generators.rules.instance_norm import InstanceNormRule
+from nngeo_generators.rules.layer_norm import LayerNormRule
 from nngeo_generators.rules.linear import LinearRule
+from nngeo_generators.rules.rms_norm import RMSNormLikeRule, RMSNormRule
+from nngeo_generators.rules.transformers_conv1d import TransformersConv1DRule
 
-__all__ = ["nngeo_generators", "nngeo_layer_rules"]
+__all__ = ["nngeo_generators", "nngeo_layer_rules", "nngeo_resolve_rule"]
 
 
 @hookimpl
@@ -19,4 +30,22 @@ def nngeo_generators() -> list[type[Generator]]:
 @hookimpl
 def nngeo_layer_rules() -> list[LayerRule]:
     """One rule for each built-in layer type."""
-    return [Conv2dRule(), LinearRule()]
+    return [
+        BatchNormRule(),
+        ConvRule(),
+        ConvTransposeRule(),
+        EmbeddingBagRule(),
+        EmbeddingRule(),
+        GroupNormRule(),
+        InstanceNormRule(),
+        LayerNormRule(),
+        LinearRule(),
+        RMSNormRule(),
+    ]
+
+
+@hookimpl
+def nngeo_resolve_rule(module: nn.Module) -> LayerRule | None:
+    """The rule of a layer of transformers, recognised without importing that library."""
+    rules = (RMSNormLikeRule(), TransformersConv1DRule())
+    return next((rule for rule in rules if rule.recognizes(module)), None)

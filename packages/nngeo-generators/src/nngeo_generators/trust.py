@@ -129,7 +129,8 @@ def check_gradients(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCol
         raise UnsupportedLayerError(
             f"layer '{worst}': what its modules' calls show differs from a plain gradient of the model by "
             f"{float(errors[worst] / scale):.1e} of the whole gradient. Its parameters are used outside the module's call "
-            "(as in F.linear(h, module.weight)), a call was patched, or it was given the examples in another order; leave this layer out of the layer collection"
+            "(as in F.linear(h, module.weight)), a call was patched, or it was given the examples in another order; leave "
+            "this layer out of the layer collection"
         )
 
 

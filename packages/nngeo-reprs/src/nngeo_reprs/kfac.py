@@ -18,11 +18,13 @@ from nngeo_reprs.damping import check_invertible, factorize
 from nngeo_reprs.kfac_sums import KFACAccumulator
 from nngeo_reprs.kronecker import (
     KroneckerBasis,
+    compose,
     dense_block,
     diagonal,
     eigenbasis,
     factored_damping,
     multiply,
+    norms,
 )
 
 __all__ = ["PMatKFAC"]
@@ -33,7 +35,8 @@ class PMatKFAC(PMat):
 
     A = (1/n) sum_i sum_s a a^T over the layer's inputs, with the constant input of a bias, G = (1/n) sum_i (1/s) sum_s
     sum_c g g^T over its output gradients: sums over positions s in A, averages in G. Exact for deep linear networks
-    without shared positions under `regression`; elsewhere it neglects that a and g are correlated. Memory sum_l (A_l^2 + G_l^2).
+    without shared positions under `regression`; elsewhere it neglects that a and g are correlated. Memory
+    sum_l (A_l^2 + G_l^2); an embedding's A is diagonal, and kept as its diagonal.
 
     `data` is a mapping from layer id to `KroneckerFactors`, or to a pair (A, G) of matrices.
 
@@ -65,13 +68,14 @@ class PMatKFAC(PMat):
             layout = KroneckerLayout(len(outputs), outputs.shape[-1], inputs.shape[-1] - has_bias, has_bias)
             given = KroneckerFactors(inputs, outputs, layout)
         layout = given.layout
-        q, inputs_width, numel = layout.groups, layout.inputs + layout.has_bias, self.layer_collection[layer_id].numel()
-        expected = ((q, inputs_width, inputs_width), (q, layout.outputs, layout.outputs))
+        q, width, numel = layout.groups, layout.inputs + layout.has_bias, self.layer_collection[layer_id].numel()
         found = (tuple(given.inputs.shape), tuple(given.outputs.shape))
-        if found != expected or layout.numel != numel:
+        inputs_fit = found[0] in ((q, width, width), (q, width))
+        if not inputs_fit or found[1] != (q, layout.outputs, layout.outputs) or layout.numel != numel:
             raise ShapeError(
                 f"layer '{layer_id}' with parameters {shapes}: got Kronecker factors of shapes {found[0]} and {found[1]}; "
-                "expected (q, A, A) and (q, G, G) with A counting the bias's constant input and q G A parameters in all"
+                "expected (q, A, A), or (q, A) for a diagonal, and (q, G, G) with A counting the bias's constant input and "
+                "q G A parameters in all"
             )
         if not (all_finite(given.inputs) and all_finite(given.outputs)):
             raise NonFiniteError(f"layer '{layer_id}': the Kronecker factors have NaN or infinite entries")
@@ -125,10 +129,8 @@ class PMatKFAC(PMat):
 
     def _divided(self, layer_id: str, matrix: Tensor, regul: float, use_pi: bool) -> Tensor:
         basis = self._bases[layer_id]
-        if use_pi:
-            damped = basis.eigenvalues(*factored_damping(self.data[layer_id], regul))
-        else:
-            damped = basis.eigenvalues() + regul
+        shifts = factored_damping(self.data[layer_id], regul) if use_pi else (0.0, 0.0)
+        damped = basis.eigenvalues(*shifts) + (0.0 if use_pi else regul)
         check_invertible(damped, regul, f"the block of layer '{layer_id}'")
         return basis.divide(matrix, damped)
 
@@ -147,6 +149,9 @@ class PMatKFAC(PMat):
         def divide(layer_id: str, matrix: Tensor) -> Tensor:
             factors, what = self.data[layer_id], f"a factor of layer '{layer_id}'"
             left = factorize(factors.outputs, 0.0, symmetric=False, what=what)(matrix)
+            if factors.inputs.ndim == 2:
+                check_invertible(factors.inputs, 0.0, what)
+                return left / factors.inputs.unsqueeze(-2)
             return factorize(factors.inputs, 0.0, symmetric=False, what=what)(left.mT).mT
 
         return self._by_layer(v, divide)
@@ -163,8 +168,7 @@ class PMatKFAC(PMat):
     def _inverse_factors(self, layer_id: str) -> KroneckerFactors:
         basis = self._bases[layer_id]
         check_invertible(basis.eigenvalues(), 0.0, f"the block of layer '{layer_id}'")
-        inputs = (basis.input_vectors / basis.input_values.unsqueeze(-2)) @ basis.input_vectors.mT
-        outputs = (basis.output_vectors / basis.output_values.unsqueeze(-2)) @ basis.output_vectors.mT
+        inputs, outputs = basis.inverse()
         return replace(self.data[layer_id], inputs=inputs, outputs=outputs)
 
     def _mm(self, other: "PMatKFAC") -> "PMatKFAC":
@@ -175,9 +179,7 @@ class PMatKFAC(PMat):
                 self._unsupported(
                     f"the product over layer '{layer_id}' of blocks with different groups", "use mv twice"
                 )
-            products[layer_id] = replace(
-                mine, inputs=mine.inputs @ theirs.inputs, outputs=mine.outputs @ theirs.outputs
-            )
+            products[layer_id] = compose(mine, theirs)
         return self._like(products, symmetric=False)
 
     def _add(self, other: "PMatKFAC") -> "PMatKFAC":
@@ -197,11 +199,7 @@ class PMatKFAC(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional: |A| |G| for each group."""
-        norms = [
-            torch.linalg.matrix_norm(factors.inputs) * torch.linalg.matrix_norm(factors.outputs)
-            for factors in self.data.values()
-        ]
-        norm: Tensor = torch.linalg.vector_norm(torch.cat(norms))
+        norm: Tensor = torch.linalg.vector_norm(torch.cat([norms(factors) for factors in self.data.values()]))
         return norm
 
     def get_diag(self, split_weight_bias: bool = True) -> Tensor:

@@ -92,16 +92,17 @@ class IndexJacobian(LayerJacobian):
         return torch.einsum("cnsg,kmtg,nsmt->cnkm", self.g, other.g, same)  # n, m examples; s, t positions
 
     def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
-        """Counts of the rows, one group each, are the diagonal input factor; G as for a matrix.
+        """The counts of the rows are the diagonal of the input factor, shape (1, V); G as for a matrix.
 
-        The input factor is V x V and diagonal: it is returned as its diagonal, shape (1, V).
+        Positions are the look-ups that have a derivative: an example's G is the average over those alone.
         """
         kept, g = self._kept()
         counts = self.g.new_zeros(1, self.rows)
         if inputs:
             counts += torch.bincount(self.index[kept], minlength=self.rows).to(self.dtype)
-        rows = g.flatten(0, 1)
-        outputs = (rows.T @ rows).unsqueeze(0) / max(1, self.index.shape[1])
+        positions = kept.sum(1, keepdim=True).expand_as(kept)[kept].to(self.dtype)
+        rows = (g / positions.sqrt().unsqueeze(-1)).flatten(0, 1)
+        outputs = (rows.T @ rows).unsqueeze(0)
         layout = KroneckerLayout(1, self.g.shape[3], self.rows, has_bias=False, leading_inputs=self.rows)
         return KroneckerFactors(counts, outputs, layout)
 

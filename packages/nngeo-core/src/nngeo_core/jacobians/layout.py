@@ -70,7 +70,8 @@ class KroneckerFactors:
     """Two factors whose Kronecker product stands for the block of one layer.
 
     Attributes:
-        inputs: Shape (q, A, A), or (q, A + 1, A + 1) when the layout has a bias.
+        inputs: Shape (q, A, A), or (q, A + 1, A + 1) when the layout has a bias; of a diagonal factor, such as an
+            embedding's, only the diagonal, with one axis less.
         outputs: Shape (q, G, G).
         layout: Where their product lies in the flat parameters.
     """

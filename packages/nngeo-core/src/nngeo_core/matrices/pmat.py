@@ -244,7 +244,13 @@ class PMat(ABC):
                 f"expected a PVector, got {type(v).__name__}; PVector(layer_collection, vector_repr=tensor) makes one"
             )
         self.layer_collection.check_same(v.layer_collection)
-        return v.get_flat_representation()
+        flat = v.get_flat_representation()
+        if torch.promote_types(flat.dtype, self.dtype) != self.dtype:
+            raise TypeError(
+                f"the vector is {flat.dtype} and the matrix {self.dtype}; use v.to(dtype={self.dtype}), or compute the matrix "
+                "from a model in the vector's dtype"
+            )
+        return flat.to(self.dtype)
 
     def _vector(self, flat: Tensor) -> PVector:
         return PVector(self.layer_collection, vector_repr=flat)

@@ -74,8 +74,8 @@ class Accumulator(ABC):
             self.add(name, value.clone())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The example count and the sums, as tensors."""
-        return {"n_examples": torch.tensor(self.n_examples), **{f"sums.{k}": v for k, v in self.sums.items()}}
+        """A copy of the example count and the sums, as tensors."""
+        return {"n_examples": torch.tensor(self.n_examples), **{f"sums.{k}": v.clone() for k, v in self.sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` returned.

@@ -18,9 +18,9 @@ from nngeo_core.testing.pmat_contract import PMatContract
 from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 
 __all__ = [
-    "MODELS",
     "Case",
     "JacobianContract",
+    "MODELS",
     "PMatAlgebraContract",
     "PMatContract",
     "RuleCase",

@@ -18,7 +18,7 @@ from nngeo_core.testing.oracles import relative_error
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["CONTRACTIONS", "TOLERANCES", "JacobianContract", "Pair", "agree"]
+__all__ = ["CONTRACTIONS", "JacobianContract", "Pair", "TOLERANCES", "agree"]
 
 Pair: TypeAlias = tuple[LayerJacobian, LayerJacobian]
 """A Jacobian (c, n, d), and another (c', n', d) of the same layer."""

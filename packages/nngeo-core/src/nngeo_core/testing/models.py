@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "Case", "conv_net", "conv_relu_pool_net", "mlp", "position_net", "repeated_net", "tied_net"]
+__all__ = ["Case", "MODELS", "conv_net", "conv_relu_pool_net", "mlp", "position_net", "repeated_net", "tied_net"]
 
 
 @dataclass(frozen=True)

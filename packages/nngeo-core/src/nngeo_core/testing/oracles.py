@@ -5,13 +5,12 @@ layer's input and output. Each example goes through the model alone, as a batch 
 then disagrees with the library instead of agreeing by accident. Results have the dtype of the model.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 __all__ = [
@@ -30,16 +29,18 @@ Function = Callable[[Tensor], Tensor]
 _CATEGORICAL = ("classif_logits", "classif_logsoftmax")
 
 
-class _Call(nn.Module):
-    """Lets `functional_call` swap the parameters of `model` under a function that only closes over it."""
-
-    def __init__(self, model: nn.Module, function: Function | None) -> None:
-        super().__init__()
-        self.model = model
-        self.calls = (model if function is None else function,)  # in a tuple, so that it is not registered as a child
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.calls[0](inputs).flatten(1)
+@contextmanager
+def _swapped(model: nn.Module, leaves: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put leaves in every place of the parameters they are named after, each place once, and then the parameters back."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    places = [(module._parameters, key, p) for module in model.modules() for key, p in module._parameters.items()]
+    try:
+        for held, key, parameter in places:
+            held[key] = leaves.get(names.get(parameter, ""), parameter)  # type: ignore[arg-type, assignment]
+        yield
+    finally:
+        for held, key, parameter in places:
+            held[key] = parameter
 
 
 def _leaves(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def _leaves(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     unknown = [name for name in names if name not in parameters]
     if unknown or not names:
         raise ValueError(f"names are {list(names)}; expected some of model.named_parameters(): {list(parameters)}")
-    return {f"model.{name}": parameters[name].detach().clone().requires_grad_() for name in names}
+    return {name: parameters[name].detach().clone().requires_grad_() for name in names}
 
 
 def output_jacobian(model: nn.Module, inputs: Tensor, names: Sequence[str], function: Function | None = None) -> Tensor:
@@ -75,11 +76,10 @@ def output_jacobian(model: nn.Module, inputs: Tensor, names: Sequence[str], func
         [[[1.0, 3.0, 4.0]]]
     """
     leaves = _leaves(model, names)
-    call = _Call(model, function)
     rows = []
-    with torch.enable_grad():
+    with torch.enable_grad(), _swapped(model, leaves):
         for example in inputs.unsqueeze(1):
-            outputs = functional_call(call, leaves, (example,))[0]
+            outputs = (model if function is None else function)(example).flatten(1)[0]
             rows.append(torch.stack([_flat_gradient(output, leaves) for output in outputs]))
     return torch.stack(rows, dim=1)
 
@@ -110,8 +110,8 @@ def plain_gradient(
         [5.0, 4.0]
     """
     leaves = _leaves(model, names)
-    with torch.enable_grad():
-        outputs = functional_call(_Call(model, function), leaves, (inputs,))
+    with torch.enable_grad(), _swapped(model, leaves):
+        outputs = (model if function is None else function)(inputs).flatten(1)
         return _flat_gradient((outputs * cotangent.flatten(1)).sum(), leaves)
 
 

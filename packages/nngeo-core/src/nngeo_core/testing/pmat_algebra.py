@@ -113,7 +113,7 @@ class PMatAlgebraContract:
         for regul in REGULS:
             _check_solution(matrix.get_dense_tensor(), matrix.solve(v, regul), v, regul)
         _check_solution(matrix.get_dense_tensor(), matrix.solve(v), v, 1e-8)
-        _check_solution(matrix.get_dense_tensor(), matrix.solve(v, torch.tensor(0.5)), v, 0.5)
+        _check_solution(matrix.get_dense_tensor(), matrix.solve(v, torch.tensor(0.5)), v, 0.5)  # type: ignore[arg-type]
 
     def test_inverse(self, matrix: PMat) -> None:
         """`inverse` is (M + regul I)^-1."""
@@ -182,7 +182,7 @@ class PMatAlgebraContract:
                 act(v)
         for combine in (lambda: matrix + stranger, lambda: matrix - stranger, lambda: matrix.mm(stranger)):
             with pytest.raises(LayerCollectionMismatchError):
-                combine()
+                combine()  # type: ignore[no-untyped-call]
 
     @pytest.mark.parametrize("regul", [-1e-3, float("nan"), float("inf"), torch.ones(2), "0.1"], ids=str)
     def test_bad_regul_is_refused(self, matrix: PMat, regul: object) -> None:

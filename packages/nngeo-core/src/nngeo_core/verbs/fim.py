@@ -75,7 +75,8 @@ def FIM(
         ((9, 9), 2)
     """
     several = isinstance(representation, Sequence) and not isinstance(representation, str)
-    kinds = [_representation(choice) for choice in (representation if several else [representation])]
+    choices: Any = representation if several else [representation]
+    kinds = [_representation(choice) for choice in choices]
     if not kinds:
         raise ValueError("representation is an empty list; give at least one name or class")
     generator = registry.generator("hooks")(

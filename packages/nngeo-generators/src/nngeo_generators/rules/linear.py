@@ -1,12 +1,13 @@
 """Linear layers, with any number of positions between the examples and the features."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from nngeo_core.errors import UnsupportedLayerError
-from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
-from nngeo_core.layers.layer import LinearLayer
+from nngeo_core.layers.layer import Layer, LinearLayer
 from nngeo_core.layers.rule import Call, LayerRule
 
 __all__ = ["LinearRule"]
@@ -16,16 +17,16 @@ class LinearRule(LayerRule):
     """`y = W x + b` on inputs (n, *, in_features): J = sum_s g_s (x) x_s over the positions * (Goodfellow 2015)."""
 
     name = "linear"
-    module_types = (nn.Linear,)
+    module_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
-    def describe(self, module: nn.Module) -> LinearLayer:
+    def describe(self, module: nn.Module) -> Layer:
         """Weight (out_features, in_features), then bias."""
         assert isinstance(module, nn.Linear)
         return LinearLayer(module.in_features, module.out_features, module.bias is not None)
 
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
-    ) -> LayerJacobian:
+    ) -> KroneckerJacobian:
         """One group; `a` is the input, `g` the output gradient, each with its positions in one axis."""
         x, g = call.tensor("input", 0), output_gradients
         if x.ndim < 2:

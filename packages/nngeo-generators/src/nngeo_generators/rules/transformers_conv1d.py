@@ -1,0 +1,43 @@
+"""The linear layer of GPT-2, which stores its weight transposed."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.layers.layer import Layer
+from nngeo_core.layers.rule import Call
+from nngeo_generators.rules.linear import LinearRule
+from nngeo_generators.rules.weight_and_bias import weight_and_bias
+
+__all__ = ["TransformersConv1DRule"]
+
+
+class TransformersConv1DRule(LinearRule):
+    """`y = x W + b` on inputs (n, *, in): J = sum_s x_s (x) g_s over the positions *, in the order of W (in, out)."""
+
+    name = "transformers-conv1d"
+    module_types = ()
+
+    def recognizes(self, module: nn.Module) -> bool:
+        """Whether the module is built like transformers' `Conv1D`."""
+        shapes = [tuple(parameter.shape) for parameter in module.parameters()]
+        return (
+            type(module).__name__ == "Conv1D"
+            and [name for name, _ in module.named_parameters()] == ["weight", "bias"]
+            and len(shapes[0]) == 2
+            and shapes[0][1:] == shapes[1] == (getattr(module, "nf", None),)
+            and "forward" not in vars(module)
+        )
+
+    def describe(self, module: nn.Module) -> Layer:
+        """Weight (in, out), then bias."""
+        return weight_and_bias(module)
+
+    def jacobian(
+        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
+    ) -> KroneckerJacobian:
+        """That of a linear layer, with the inputs first."""
+        found = super().jacobian(module, call, output_gradients, names)
+        layout = replace(found.layout, leading_inputs=max(1, found.layout.inputs))
+        return KroneckerJacobian(found.a, found.g, layout)

@@ -1,0 +1,264 @@
+"""What a forward pass shows of each layer's calls: views, roots, repeated and missing calls, axes, changed inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nngeo_core import KroneckerJacobian, LayerCollection, LinearLayer, UnsupportedLayerError
+from nngeo_core.testing import output_jacobian, relative_error
+from nngeo_generators import HooksGenerator
+
+Build = Callable[..., nn.Module]
+Hooks = Callable[..., HooksGenerator]
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def assert_exact(generator: HooksGenerator, x: Tensor, oracle_input: Tensor | None = None) -> None:
+    """All layers side by side equal plain autograd, example by example."""
+    layers, model = generator.layer_collection, generator.model
+    dense = generator.jacobian(x).to_dense({name: layer.numel() for name, layer in layers.items()})
+    names = [name for name, _ in layers.named_parameters(model)]
+    expected = output_jacobian(model, x if oracle_input is None else oracle_input, names)
+    assert relative_error(dense, expected) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 4, 3), (4, 2, 2, 3)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_in_place_activation_after_a_view(shape: tuple[int, ...], bias: bool, build: Build, hooks: Hooks) -> None:
+    """A linear layer with a bias returns a view for more than two axes."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.b(net.a(x).relu_()).flatten(1, -2).sum(1) if x.ndim > 2 else net.b(net.a(x).relu_())
+
+    assert_exact(hooks(build(forward, a=nn.Linear(3, 4, bias), b=nn.Linear(4, 2, bias))), draw(*shape))
+
+
+def test_in_place_changes_of_part_of_an_output(build: Build, hooks: Hooks) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        h[:, :2].mul_(3)
+        h += 1
+        return net.b(h.tanh())
+
+    assert_exact(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2))), draw(4, 3))
+
+
+def test_a_transposed_output_and_an_in_place_activation(build: Build, hooks: Hooks) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.b(net.a(x).transpose(1, 2).relu_()).flatten(1)
+
+    assert_exact(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(5, 2))), draw(4, 5, 3))
+
+
+@pytest.mark.parametrize("frozen", [("a",), ("b",), ("a", "b")], ids=str)
+def test_frozen_layers_are_differentiated_and_stay_frozen(frozen: tuple[str, ...], build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.b(net.a(x).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    assert_exact(hooks(model), draw(4, 3))
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_integer_inputs_need_no_gradient_root(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.a(nn.functional.one_hot(x, 3).double()), a=nn.Linear(3, 2)).requires_grad_(False)
+    assert_exact(hooks(model), torch.tensor([0, 2, 1, 2]))
+
+
+def test_a_module_under_its_own_no_grad_has_derivative_zero(build: Build, hooks: Hooks) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = net.a(x)
+        return net.b(h)
+
+    model = build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    assert set(hooks(model).jacobian(draw(4, 3)).layers) == {"b"}
+    assert_exact(hooks(model), draw(4, 3))
+
+
+def test_detached_outputs_have_derivative_zero(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.b(net.a(x).detach()), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    found = hooks(model).jacobian(draw(4, 3)).layers
+    assert found["a"].squared_norm() == 0 and found["b"].squared_norm() > 0
+    assert_exact(hooks(model), draw(4, 3))
+
+
+def test_a_model_that_detaches_everything_has_derivative_zero(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.a(x).detach(), a=nn.Linear(3, 2))
+    assert not hooks(model).jacobian(draw(4, 3)).layers["a"].to_dense().any()
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda net, x: (net.a(x), net.b(x))[1], lambda net, x: net.a(x).detach() + net.b(x)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_zero_derivatives_have_the_dtype_of_the_others(
+    forward: Callable[..., Tensor], dtype: torch.dtype, build: Build, hooks: Hooks
+) -> None:
+    model = build(forward, a=nn.Linear(3, 2), b=nn.Linear(3, 2)).to(dtype)
+    found = hooks(model).jacobian(draw(4, 3).to(dtype)).layers
+    assert {name: layer.sum_of_squares().dtype for name, layer in found.items()} == {
+        "a": torch.float32,
+        "b": torch.float32,
+    }
+    assert found["a"].squared_norm() == 0 and found["b"].squared_norm() > 0
+
+
+def test_a_layer_that_is_not_called_is_absent(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.b(x), a=nn.Linear(3, 2), b=nn.Linear(3, 2))
+    assert set(hooks(model).jacobian(draw(4, 3)).layers) == {"b"}
+    assert_exact(hooks(model), draw(4, 3))
+
+
+def test_a_model_that_calls_no_layer(build: Build, hooks: Hooks) -> None:
+    batch = hooks(build(lambda net, x: 2 * x, a=nn.Linear(3, 2))).jacobian(draw(4, 3))
+    assert (dict(batch.layers), batch.n_examples, batch.total_directions) == ({}, 4, 3)
+
+
+def test_calls_of_one_module_are_positions(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.a(net.a(net.a(x).tanh()).tanh()), a=nn.Linear(3, 3))
+    found = hooks(model).jacobian(draw(4, 3)).layers["a"]
+    assert isinstance(found, KroneckerJacobian) and found.positions == 3
+    assert_exact(hooks(model), draw(4, 3))
+
+
+def test_one_module_in_two_places(hooks: Hooks) -> None:
+    shared = nn.Linear(3, 3).double()
+    weight, generator = shared.weight, hooks(nn.Sequential(shared, nn.Tanh(), shared))
+    assert_exact(generator, draw(4, 3))
+    assert shared.weight is weight and isinstance(weight, nn.Parameter)
+
+
+def test_a_tied_weight_with_an_own_bias_each(hooks: Hooks) -> None:
+    first, second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    second.weight = first.weight
+    generator = hooks(nn.Sequential(first, nn.Tanh(), second))
+    assert list(generator.jacobian(draw(4, 3)).layers) == ["0.weight", "0.bias", "2"]
+    assert_exact(generator, draw(4, 3))
+
+
+def test_the_bias_alone_of_a_tied_pair(hooks: Hooks) -> None:
+    """One bias in both modules, two weights: a layer of which each call shows a part."""
+    first, second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    second.bias = first.bias
+    assert_exact(hooks(nn.Sequential(first, nn.Tanh(), second)), draw(4, 3))
+
+
+def test_some_layers_only(hooks: Hooks) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    layers = LayerCollection()
+    layers.add_layer_from_model(model, model[4])
+    layers.add_layer_from_model(model, model[0])
+    generator = hooks(model, layer_collection=layers)
+    assert list(layers) == ["4", "0"] and set(generator.jacobian(draw(4, 3)).layers) == {"0", "4"}
+    assert_exact(generator, draw(4, 3))
+
+
+def test_a_module_that_uses_a_part_of_a_layer_adds_that_part(hooks: Hooks) -> None:
+    """The second module uses the layer's weight and another bias."""
+    first, second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    second.weight = first.weight
+    layers = LayerCollection()
+    layers.add_layer("first", LinearLayer(3, 3), ["0.weight", "0.bias"])
+    assert_exact(hooks(nn.Sequential(first, nn.Tanh(), second), layer_collection=layers), draw(4, 3))
+
+
+def test_the_users_hooks_are_still_called_in_their_place(build: Build, hooks: Hooks) -> None:
+    """Ours sees the module's own output, theirs what ours returned, and what they return goes on."""
+    model, seen = build(lambda net, x: net.a(x), a=nn.Linear(3, 2)), []
+    model.a.register_forward_pre_hook(lambda module, args: (seen.append("pre"), (2 * args[0],))[1])
+    model.a.register_forward_hook(lambda module, args, output: (seen.append("post"), 3 * output)[1])
+    before = dict(model.a._forward_hooks), dict(model.a._forward_pre_hooks)
+    x = draw(4, 3)
+    found = hooks(model, check="off").jacobian(x).layers["a"]
+    expected = torch.zeros(2, 4, 2, 3, dtype=torch.float64)
+    expected[0, :, 0] = expected[1, :, 1] = 6 * x
+    assert relative_error(found.to_dense()[:, :, :6], expected.flatten(2)) < 1e-14
+    assert seen == ["pre", "post"] * 2
+    assert (dict(model.a._forward_hooks), dict(model.a._forward_pre_hooks)) == before
+
+
+def test_arguments_by_keyword(build: Build, hooks: Hooks) -> None:
+    assert_exact(hooks(build(lambda net, x: net.a(input=x), a=nn.Linear(3, 2))), draw(4, 3))
+
+
+@pytest.mark.parametrize("check", ["first-batch", "off"])
+def test_an_input_changed_after_it_was_read_is_refused(check: str, build: Build, hooks: Hooks) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        y = net.b(h)
+        h.mul_(2)
+        return y + h
+
+    with pytest.raises(UnsupportedLayerError) as error:
+        hooks(build(forward, a=nn.Linear(3, 2), b=nn.Linear(2, 2)), check=check).jacobian(draw(4, 3))
+    assert str(error.value) == (
+        "the input of 'b' was changed in place after the layer had read it, so its derivative is lost; "
+        "use the out-of-place form of that operation"
+    )
+
+
+def test_an_input_changed_through_a_view_is_refused(build: Build, hooks: Hooks) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = x.clone()
+        y = net.a(h)
+        h[:, 0].zero_()
+        return y + h.sum(1, keepdim=True)
+
+    with pytest.raises(UnsupportedLayerError, match="the input of 'a' was changed in place"):
+        hooks(build(forward, a=nn.Linear(3, 2))).jacobian(draw(4, 3))
+
+
+@pytest.mark.parametrize("check", ["first-batch", "off"])
+@pytest.mark.parametrize("positions", [1, 4, 5])
+def test_examples_on_another_axis_are_refused(positions: int, check: str, build: Build, hooks: Hooks) -> None:
+    """(T, n, D) inside the model, also where T = n."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.a(x.transpose(0, 1)).transpose(0, 1).mean(1)
+
+    model = build(forward, a=nn.Linear(3, 2))
+    with pytest.raises(
+        UnsupportedLayerError, match=r"the first dimension inside the model must be that of the examples"
+    ):
+        hooks(model, check=check).jacobian(draw(4, positions, 3))
+
+
+def test_the_message_about_axes_gives_the_shape(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: net.a(x.flatten(0, 1)).unflatten(0, (-1, 5)).mean(1), a=nn.Linear(3, 2))
+    with pytest.raises(UnsupportedLayerError) as error:
+        hooks(model).jacobian(draw(4, 5, 3))
+    assert str(error.value) == (
+        "'a' (Linear) returned shape (5, 2) for 1 examples; the first dimension inside the model must be that of the "
+        "examples. Move it there, or leave this layer out of the layer collection"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (nn.Linear(3, 1), (1, 3), r"'a' was called on one input of shape \(3,\); expected \(n, \*, in_features\)"),
+        (nn.Conv2d(1, 1, 2), (1, 1, 3, 3), r"'a' was called on one image of shape \(1, 3, 3\); expected \(n, channels"),
+    ],
+    ids=["linear", "conv"],
+)
+def test_inputs_without_an_example_axis_are_refused(
+    layer: nn.Module, shape: tuple[int, ...], message: str, build: Build, hooks: Hooks
+) -> None:
+    """Even where the axis that stands first happens to be as long as the batch."""
+    model = build(lambda net, x: net.a(x[0]).view(1, -1), a=layer)
+    with pytest.raises(UnsupportedLayerError, match=message):
+        hooks(model).jacobian(draw(*shape))
+
+
+def test_inputs_without_an_example_axis_are_refused_one_by_one(build: Build, hooks: Hooks) -> None:
+    model = build(lambda net, x: torch.stack([net.a(row) for row in x]), a=nn.Linear(3, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"'a' \(Linear\) returned shape \(2,\) for 1 examples"):
+        hooks(model).jacobian(draw(4, 3))
