@@ -35,6 +35,7 @@ from nngeo_core.sweep.populate import populate
 from nngeo_core.vectors.fvector import FVector, random_fvector
 from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_dict
 from nngeo_core.verbs.fim import FIM
+from nngeo_core.verbs.verify import Verification, verify
 
 __all__ = [
     "Accumulator",
@@ -74,11 +75,13 @@ __all__ = [
     "SumJacobian",
     "UnsupportedLayerError",
     "UnsupportedOperationError",
+    "Verification",
     "bdot",
     "hookimpl",
     "populate",
     "random_fvector",
     "random_pvector",
     "random_pvector_dict",
+    "verify",
 ]
 __version__ = "0.1.0"

@@ -1,13 +1,14 @@
-"""Capture: every call of the planned modules in one forward pass, and the gradient edge of what it returned."""
+"""Capture: every call of the planned modules in one forward pass, and the gradient edges of what it returned."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
@@ -17,31 +18,35 @@ from nngeo_core.jacobians.sum import add
 from nngeo_core.layers.rule import Call
 from nngeo_generators.chunking import Footprint, measure
 from nngeo_generators.plan import Use
+from nngeo_generators.stand_in import StandInRule, copies, replaced
 
 __all__ = ["Capture", "CapturedCall", "listening"]
 
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """One call of one module.
+    """One call of one module, or the copies that stand in for bare parameters.
 
     Attributes:
-        module: The module.
+        uses: What is to be read off it.
         call: Its arguments.
-        edge: Where the derivative with respect to its output arrives in the graph.
-        shape: The output's shape.
-        dtype: The output's dtype.
-        device: The output's device.
+        edges: Where the derivatives with respect to the tensors that it returned arrive in the graph.
+        returned: Those tensors' shapes, dtypes and devices.
         read: The tensors that the call read, with their versions at the time.
     """
 
-    module: nn.Module
+    uses: tuple[Use, ...]
     call: Call
-    edge: GradientEdge
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
+    edges: tuple[GradientEdge, ...]
+    returned: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
     read: tuple[tuple[Tensor, int], ...]
+
+    def no_gradients(self, directions: int) -> tuple[Tensor, ...]:
+        """Zero derivatives of some directions with respect to what was returned."""
+        return tuple(
+            torch.zeros(directions, *shape, dtype=result_dtype(dtype), device=device)
+            for shape, dtype, device in self.returned
+        )
 
 
 class Capture:
@@ -51,68 +56,116 @@ class Capture:
         n: Number of examples.
         calls: In the order in which the modules were called.
         outputs: The model's outputs, once the forward pass is over.
+        refused: Why the Jacobian of a layer cannot be read off its modules' calls, by layer id.
     """
 
     def __init__(self, plan: Sequence[Use], n: int) -> None:
         self.uses: dict[nn.Module, list[Use]] = {}
+        self.stand_ins = [use for use in plan if isinstance(use.rule, StandInRule)]
         for use in plan:
-            self.uses.setdefault(use.module, []).append(use)
+            if not isinstance(use.rule, StandInRule):
+                self.uses.setdefault(use.module, []).append(use)
         self.n = n
         self.calls: list[CapturedCall] = []
         self.outputs = torch.empty(0)
+        self.refused: dict[str, str] = {}
 
-    def record(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Note a call; returns the output to go on with, or None for the output as it is.
 
-        A view is replaced by a clone, since an in-place operation on it would orphan its edge; an output without graph
-        gets a root. Under the model's own `no_grad` there is nothing to note: the derivative is zero.
+        A view is replaced by a clone, since an in-place operation on it would orphan its edge; a tensor without graph gets
+        a root. Under the model's own `no_grad` there is nothing to note: the derivative is zero.
         """
-        if not isinstance(output, Tensor):
-            raise UnsupportedLayerError(
-                f"'{path}' ({type(module).__name__}) returned {type(output).__name__}, not one tensor"
-            )
-        if output.shape[:1] != (self.n,):
-            raise UnsupportedLayerError(
-                f"'{path}' ({type(module).__name__}) returned shape {tuple(output.shape)} for {self.n} examples; the first "
-                "dimension inside the model must be that of the examples. Move it there, or leave this layer out of the "
-                "layer collection"
-            )
         if not torch.is_grad_enabled():
             return None
-        changed = None
-        if not output.requires_grad:
-            changed = output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-        elif output._is_view():
-            changed = output = output.clone()
-        read = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
-        call = Call(tuple(map(_detached, args)), {key: _detached(part) for key, part in kwargs.items()}, path)
-        versions = tuple((part.detach(), part._version) for part in read if not part.is_inference())
-        edge = get_gradient_edge(output)
-        self.calls.append(CapturedCall(module, call, edge, output.shape, output.dtype, output.device, versions))
-        return changed
+        uses = self.uses[module]
+        parts, structure = tree_flatten(output)
+        places = [k for k, part in enumerate(parts) if isinstance(part, Tensor) and part.is_floating_point()]
+        objection = self._objection(uses, output, bool(places))
+        if objection:
+            self._refuse(uses, f"'{uses[0].path}' ({type(module).__name__}) {objection}")
+            return None
+        arguments, keywords = args, kwargs
+        if self.n > 1 and isinstance(output, Tensor) and output.shape[0] == 1 and uses[0].rule.structured:
+            parts = [output.expand(self.n, *output.shape[1:])]
+            arguments, keywords = tree_map(self._expanded, (args, kwargs))
+        connected = {k: _connected(parts[k]) for k in places}
+        self.note(uses, arguments, keywords, list(connected.values()))
+        if all(connected[k] is parts[k] for k in places) and parts[0] is output:
+            return None
+        return tree_unflatten([connected.get(k, part) for k, part in enumerate(parts)], structure)
 
-    def footprint(self) -> Footprint:
-        """Bytes of inputs and of one direction's output gradient, from a pass over one example."""
-        sizes: list[tuple[int, int]] = []
-        for captured in self.calls:
-            gradient = torch.zeros(1, *captured.shape, dtype=result_dtype(captured.dtype), device=captured.device)
-            for use in self.uses[captured.module]:
-                stored = use.rule.jacobian(use.module, captured.call, gradient, use.names).nbytes
-                sizes.append((max(0, stored - gradient.nbytes), gradient.nbytes))
-        return measure(sizes)
+    def _objection(self, uses: Sequence[Use], output: Any, has_tensors: bool) -> str:
+        """What keeps the call from being read, if anything."""
+        if not has_tensors:
+            return f"returned {type(output).__name__}, which holds no tensor that can be found"
+        if not any(use.rule.structured for use in uses):
+            return ""
+        if not isinstance(output, Tensor):
+            return f"returned {type(output).__name__}, not one tensor"
+        if output.shape[:1] not in ((self.n,), (1,)):
+            return (
+                f"returned shape {tuple(output.shape)} for {self.n} examples; the first dimension inside the model must be "
+                "that of the examples"
+            )
+        return ""
+
+    def _refuse(self, uses: Sequence[Use], reason: str) -> None:
+        for use in uses:
+            self.refused.setdefault(use.layer_id, reason)
+
+    def _expanded(self, argument: Any) -> Any:
+        """An argument that all examples share, once for each."""
+        shared = isinstance(argument, Tensor) and argument.ndim > 0 and argument.shape[0] == 1
+        return argument.expand(self.n, *argument.shape[1:]) if shared else argument
+
+    def note(self, uses: Sequence[Use], args: Any, kwargs: Any, returned: Sequence[Tensor]) -> None:
+        """Keep a call with the gradient edges of the tensors that it returned."""
+        read = [
+            part for part in tree_flatten((args, kwargs))[0] if isinstance(part, Tensor) and not part.is_inference()
+        ]
+        arguments, keywords = tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, (args, kwargs))
+        self.calls.append(
+            CapturedCall(
+                tuple(uses),
+                Call(tuple(arguments), keywords, uses[0].path, self.n),
+                tuple(get_gradient_edge(part) for part in returned),
+                tuple((part.shape, part.dtype, part.device) for part in returned),
+                tuple((part.detach(), part._version) for part in read),
+            )
+        )
 
     def check_unchanged(self) -> None:
-        """Raise if the model changed a captured input in place after a module had read it.
-
-        Raises:
-            UnsupportedLayerError: Naming the module.
-        """
+        """Refuse the layers whose captured input the model changed in place after they had read it."""
         for captured in self.calls:
             if any(tensor._version != version for tensor, version in captured.read):
-                raise UnsupportedLayerError(
-                    f"the input of '{captured.call.path}' was changed in place after the layer had read it, so its derivative "
-                    "is lost; use the out-of-place form of that operation"
+                self._refuse(
+                    captured.uses,
+                    f"the input of '{captured.call.path}' was changed in place after the layer had read it, so its "
+                    "derivative is lost; use the out-of-place form of that operation",
                 )
+
+    def raise_refused(self) -> None:
+        """Raise if a layer was refused.
+
+        Raises:
+            UnsupportedLayerError: With the reason.
+        """
+        for layer_id, reason in self.refused.items():
+            raise UnsupportedLayerError(
+                f"layer '{layer_id}': {reason}. Mend the model, or leave this layer out of the layer collection"
+            )
+
+    def footprint(self) -> Footprint:
+        """Bytes of inputs and of one direction's gradients, from a pass over one example."""
+        sizes: list[tuple[int, int]] = []
+        for captured in self.calls:
+            gradients = captured.no_gradients(1)
+            for use in captured.uses:
+                jacobian = self._jacobian(use, captured, gradients)
+                growing = max(jacobian.nbytes - jacobian.input_nbytes, sum(part.nbytes for part in gradients))
+                sizes.append((jacobian.input_nbytes, growing))
+        return measure(sizes)
 
     def layer_jacobians(self, directions: Tensor, keep_graph: bool) -> dict[str, LayerJacobian]:
         """The Jacobian of each layer that was called.
@@ -123,56 +176,66 @@ class Capture:
 
         Raises:
             NonFiniteError: An output gradient has a NaN or an infinity; names the module.
+            UnsupportedLayerError: A rule refuses a call.
         """
         gradients = self._output_gradients(directions, keep_graph)
         self._check_finite(gradients)
         jacobians: dict[str, LayerJacobian] = {}
-        for captured, gradient in zip(self.calls, gradients, strict=True):
-            for use in self.uses[captured.module]:
-                part = _in_layer(use, use.rule.jacobian(use.module, captured.call, gradient, use.names))
+        for captured, parts in zip(self.calls, gradients, strict=True):
+            for use in captured.uses:
+                jacobian = _in_layer(use, self._jacobian(use, captured, parts))
                 before = jacobians.get(use.layer_id)
-                jacobians[use.layer_id] = part if before is None else add(before, part)
+                jacobians[use.layer_id] = jacobian if before is None else add(before, jacobian)
         return jacobians
 
-    def _output_gradients(self, directions: Tensor, keep_graph: bool) -> list[Tensor]:
-        """For each call, the derivative of every direction with respect to its output, shape (c, *output)."""
+    def _jacobian(self, use: Use, captured: CapturedCall, gradients: tuple[Tensor, ...]) -> LayerJacobian:
+        given = gradients[0] if len(gradients) == 1 else gradients
+        try:
+            return use.rule.jacobian(use.module, captured.call, given, use.names)
+        except UnsupportedLayerError as error:
+            self._refuse([use], str(error))
+            raise
+
+    def _output_gradients(self, directions: Tensor, keep_graph: bool) -> list[tuple[Tensor, ...]]:
+        """For each call, the derivatives of every direction with respect to what it returned, shapes (c, *returned)."""
+        zeros = [captured.no_gradients(len(directions)) for captured in self.calls]
         if not self.calls or not self.outputs.requires_grad:
-            return [_no_gradient(call, len(directions)) for call in self.calls]
+            return zeros
         batched = len(directions) > 1
         found = torch.autograd.grad(
             self.outputs,
-            [call.edge for call in self.calls],
+            [edge for captured in self.calls for edge in captured.edges],
             directions if batched else directions[0],
             retain_graph=keep_graph,
             is_grads_batched=batched,
             allow_unused=True,
         )
-        return [
-            _no_gradient(call, len(directions))
-            if gradient is None
-            else (gradient if batched else gradient.unsqueeze(0)).to(result_dtype(gradient.dtype))
-            for call, gradient in zip(self.calls, found, strict=True)
-        ]
+        stream = iter(found)
+        return [tuple(_gradient(next(stream), zero, batched) for zero in missing) for missing in zeros]
 
-    def _check_finite(self, gradients: Sequence[Tensor]) -> None:
+    def _check_finite(self, gradients: Sequence[tuple[Tensor, ...]]) -> None:
         """One pass over the bytes: a sum is finite only if all its terms are."""
-        if gradients and not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
-            for captured, gradient in zip(self.calls, gradients, strict=True):
-                if not gradient.isfinite().all():
+        sums = [part.sum() for parts in gradients for part in parts]
+        if sums and not torch.stack(sums).isfinite().all():
+            for captured, parts in zip(self.calls, gradients, strict=True):
+                if not all(part.isfinite().all() for part in parts):
                     raise NonFiniteError(
                         f"the derivative with respect to the output of '{captured.call.path}' has a NaN or an infinity"
                     )
 
 
-def _no_gradient(call: CapturedCall, directions: int) -> Tensor:
-    return torch.zeros(directions, *call.shape, dtype=result_dtype(call.dtype), device=call.device)
+def _connected(part: Tensor) -> Tensor:
+    """The tensor with a gradient edge of its own that no in-place operation can orphan."""
+    if not part.requires_grad:
+        return part + torch.zeros((), dtype=part.dtype, device=part.device, requires_grad=True)
+    return part.clone() if part._is_view() else part
 
 
-def _detached(argument: Any) -> Any:
-    if not isinstance(argument, Tensor):
-        return argument
-    detached = argument.detach()
-    return detached.to(result_dtype(detached.dtype)) if detached.is_floating_point() else detached
+def _gradient(found: Tensor | None, zero: Tensor, batched: bool) -> Tensor:
+    """What autograd found, at least in float32 and with an axis of directions; zero where it found nothing."""
+    if found is None:
+        return zero
+    return (found if batched else found.unsqueeze(0)).to(zero.dtype)
 
 
 def _in_layer(use: Use, jacobian: LayerJacobian) -> LayerJacobian:
@@ -192,20 +255,27 @@ def _in_layer(use: Use, jacobian: LayerJacobian) -> LayerJacobian:
 
 @contextmanager
 def listening(capture: Capture) -> Iterator[None]:
-    """Hooks on the planned modules, before any of the user's own; removed on leaving, also by an exception."""
-    handles = []
-    try:
-        for module, uses in capture.uses.items():
-            hook = _hook(uses[0].path, capture)
-            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+    """Hooks on the planned modules, before any of the user's own, and stand-ins for bare parameters.
+
+    The ways of torch that avoid hooks are switched off. All is as before on leaving, also by an exception.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in capture.uses:
+            handle = module.register_forward_hook(_hook(capture), prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
+        for use in capture.stand_ins:
+            tensors = copies(use, capture.n)
+            stack.enter_context(replaced(use.module, tensors))
+            capture.note((use,), (), {}, list(tensors.values()))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(path: str, capture: Capture) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
+def _hook(capture: Capture) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return capture.record(path, module, args, kwargs, output)
+        return capture.record(module, args, kwargs, output)
 
     return hook

@@ -1,6 +1,6 @@
 """HooksGenerator: Jacobians from hooks on the modules and one backward pass to the outputs of all layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Generator as PythonGenerator
 from functools import partial
 from typing import Any
@@ -17,17 +17,11 @@ from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, mov
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks
-from nngeo_generators.matrix_free import fisher_product, flatten, leaves, pull_back, pull_back_one, push_forward
-from nngeo_generators.network import Network
-from nngeo_generators.plan import make_plan
-from nngeo_generators.trust import (
-    check_alone,
-    check_finite,
-    check_gradients,
-    check_modes,
-    check_repeatable,
-    model_state,
-)
+from nngeo_generators.examination import examined_plan
+from nngeo_generators.linearize import all_ways
+from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
+from nngeo_generators.plan import Use, make_plan
+from nngeo_generators.trust import check_finite, check_modes, model_state
 
 __all__ = ["HooksGenerator"]
 
@@ -69,6 +63,7 @@ class HooksGenerator(Generator):
         self._plan = make_plan(model, self.layer_collection)
         self._trusted: object = None
         self._chunks: dict[object, Chunks] = {}
+        self._ways = all_ways()
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
@@ -91,9 +86,9 @@ class HooksGenerator(Generator):
                 for directions in blocks(self.likelihood.n_directions(capture.outputs), 1, chunks.directions):
                     yield self._slice(capture, chunk, directions)
 
-    def _forward(self, batch: Batch, number: int) -> Capture:
+    def _forward(self, batch: Batch, number: int, plan: Sequence[Use] | None = None) -> Capture:
         """One forward pass with hooks on."""
-        capture = Capture(self._plan, count_examples(batch))
+        capture = Capture(self._plan if plan is None else plan, count_examples(batch))
         with torch.enable_grad(), listening(capture):
             capture.outputs = self.outputs(batch, capture.n)
         check_finite(capture.outputs, self.model, partial(self.outputs, batch, capture.n), number)
@@ -102,6 +97,7 @@ class HooksGenerator(Generator):
 
     def _slice(self, capture: Capture, batch: Batch, chosen: slice) -> JacobianBatch:
         """The Jacobians of the captured examples for some directions."""
+        capture.raise_refused()
         outputs = capture.outputs.detach()
         total = self.likelihood.n_directions(outputs)
         targets = targets_of(batch) if self.likelihood.needs_targets else None
@@ -114,39 +110,24 @@ class HooksGenerator(Generator):
         n, shapes = count_examples(batch), example_shapes(batch)
         seen = (state, n > 1)  # one example alone shows no mixing: the first batch with more is examined again
         unseen = self._trusted not in (seen, (state, True))
-        due = self.check == "every-batch" or (self.check == "first-batch" and unseen)
-        if due or shapes not in self._chunks:
+        if self.check == "every-batch" or (self.check == "first-batch" and unseen):
+            some = select_examples(batch, slice(max(0, n - EXAMINED), n))
+            self._plan = examined_plan(self, self._plan, some, lambda plan: self._forward(some, number, plan))
+            self._trusted = seen
+            self._chunks.clear()
+        if shapes not in self._chunks:
             alone = self._forward(select_examples(batch, slice(n - 1, n)), number)
+            alone.raise_refused()
             directions = self.likelihood.n_directions(alone.outputs)
             budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
             self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, budget)
-        if due:
-            some = min(n, EXAMINED, max(2, self._chunks[shapes].examples))
-            self._examine(select_examples(batch, slice(n - some, n)), alone.outputs.detach(), number)
-            self._trusted = seen
         return self._chunks[shapes]
 
-    def _examine(self, batch: Batch, last_alone: Tensor, number: int) -> None:
-        """Compare two forward passes, an example alone with its batch, and sum w J of every layer with a plain gradient."""
-        capture = self._forward(batch, number)
-        outputs, parameters = capture.outputs.detach(), leaves(self.model, self.layer_collection)
-        with torch.enable_grad():
-            plain = Network(self.model, partial(self.outputs, n=capture.n)).with_parameters(parameters, batch)
-        check_repeatable(plain.detach(), outputs)
-        check_alone(last_alone, outputs[-1:])
-        generator = torch.Generator().manual_seed(0)
-        cotangent = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype).to(outputs.device)
-        jacobians = capture.layer_jacobians(cotangent.unsqueeze(0), keep_graph=False)
-        tags = torch.linspace(1, 2, capture.n, dtype=result_dtype(outputs.dtype), device=outputs.device)
-        found = {layer_id: jacobian.vjp(tags.unsqueeze(0)) for layer_id, jacobian in jacobians.items()}
-        cotangent = torch.einsum("n...,n->n...", cotangent, tags.to(cotangent))  # rows in another order show
-        check_gradients(found, flatten(pull_back_one(plain, parameters, cotangent)), self.layer_collection)
-
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return push_forward(self, v, batches)
+        return push_forward(self, v, batches, self._ways)
 
     def _vjp(self, u: Tensor, batches: Iterable[Batch]) -> Tensor:
         return pull_back(self, u, batches)
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_product(self, v, batches)
+        return fisher_product(self, v, batches, self._ways)

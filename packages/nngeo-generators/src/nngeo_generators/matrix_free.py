@@ -5,34 +5,33 @@ through it, whatever the number of outputs (Pearlmutter 1994; Schraudolph 2002).
 share their values, so that no flag of the user's changes.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import NNGeoError, NonFiniteError, ShapeError
+from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.examples import Batch, count_examples, move_batch
 from nngeo_core.sweep.generator import Generator
+from nngeo_generators.linearize import Linearizer, Way, pull_back_one
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite, check_modes
 
-__all__ = ["fisher_product", "flatten", "leaves", "pull_back", "pull_back_one", "push_forward"]
+__all__ = ["fisher_product", "flatten", "leaves", "pull_back", "push_forward"]
 
 
-def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way]) -> Tensor:
     """J v, shape (c, n), for v of shape (d,)."""
-    parameters = leaves(generator.model, generator.layer_collection)
-    tangents = _split(v, parameters)
-    changes = [
-        _linearized(generator, network, parameters, tangents, batch, number)[1].flatten(1).T
-        for number, batch, network in _evaluations(generator, batches)
-    ]
+    linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways)
+    changes = []
+    for number, batch, network in _evaluations(generator, batches):
+        found = linearizer.linearize(network, batch, lambda outputs, change: change)
+        check_finite(found.outputs, generator.model, partial(network, batch), number)
+        changes.append(found.change.flatten(1).T)
     return _checked(torch.cat(changes, 1), "J v")
 
 
@@ -57,35 +56,22 @@ def pull_back(generator: Generator, u: Tensor, batches: Iterable[Batch]) -> Tens
     return _checked(flatten(total), "J^T u")
 
 
-def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way]) -> Tensor:
     """F v, shape (d,), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
-    tangents = _split(v, parameters)
-    n, total, quadratic_form = 0, _zeros(parameters), torch.zeros((), device=v.device)
+    linearizer = Linearizer(generator.model, parameters, v, ways)
+    n, total = 0, _zeros(parameters)
     for number, batch, network in _evaluations(generator, batches):
-        outputs, change = _linearized(generator, network, parameters, tangents, batch, number)
-        cotangent = generator.likelihood.metric(outputs.detach(), change)
-        torch._foreach_add_(total, pull_back_one(outputs, parameters, cotangent))
-        quadratic_form = quadratic_form + (cotangent * change).sum()
-        n += len(outputs)
-    product = _checked(flatten(total).div_(n), "F v")
-    rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
-    _check_consistent(v.to(product), product, quadratic_form / n, rounding)
-    return product
+        found = linearizer.linearize(network, batch, generator.likelihood.metric)
+        check_finite(found.outputs, generator.model, partial(network, batch), number)
+        torch._foreach_add_(total, found.pulled)
+        n += len(found.outputs)
+    return _checked(flatten(total).div_(n), "F v")
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
     """Leaf tensors that share the values of the collection's parameters, in flat order."""
     return {name: parameter.detach().requires_grad_() for name, parameter in layers.named_parameters(model)}
-
-
-def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> list[Tensor]:
-    """J^T cotangent, parameter by parameter, through the graph of the outputs."""
-    wanted = list(parameters.values())
-    if not outputs.requires_grad:
-        return [torch.zeros_like(parameter) for parameter in wanted]
-    cotangent = cotangent.to(outputs.dtype)
-    return list(torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True, materialize_grads=True))
 
 
 def flatten(parts: Iterable[Tensor]) -> Tensor:
@@ -112,38 +98,6 @@ def _evaluations(generator: Generator, batches: Iterable[Batch]) -> Iterator[tup
         raise ValueError("no examples were given; a product needs at least one")
 
 
-def _split(v: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """A flat vector (d,) as one tensor for each parameter, each with memory of its own as dual numbers want it."""
-    parts = v.split([leaf.numel() for leaf in parameters.values()])
-    return [part.view(leaf.shape).to(leaf, copy=True) for part, leaf in zip(parts, parameters.values(), strict=True)]
-
-
-def _linearized(
-    generator: Generator,
-    network: Network,
-    parameters: Mapping[str, Tensor],
-    tangents: Sequence[Tensor],
-    batch: Batch,
-    number: int,
-) -> tuple[Tensor, Tensor]:
-    """The outputs, with their graph, and J v, without."""
-    _load_forward_mode()
-    with forward_ad.dual_level(), torch.enable_grad():
-        pairs = zip(parameters.items(), tangents, strict=True)
-        duals = {name: forward_ad.make_dual(leaf, tangent) for (name, leaf), tangent in pairs}
-        outputs, change = forward_ad.unpack_dual(network.with_parameters(duals, batch))
-    check_finite(outputs, generator.model, lambda: network(batch), number)
-    return outputs, torch.zeros_like(outputs) if change is None else change.detach()
-
-
-@cache
-def _load_forward_mode() -> None:
-    """Have torch load its forward-mode formulas, which warns of torch's own use of a deprecated function."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
-
-
 def _checked(result: Tensor, what: str) -> Tensor:
     """The result, if it is finite.
 
@@ -156,19 +110,3 @@ def _checked(result: Tensor, what: str) -> Tensor:
             "derivative at these examples (a square root or a norm at zero?)"
         )
     return result
-
-
-def _check_consistent(v: Tensor, product: Tensor, quadratic_form: Tensor, rounding: float) -> None:
-    """Compare v.(F v) from the backward pass with (J v).L(J v)/n from the forward pass, to the root of a rounding unit.
-
-    Raises:
-        NNGeoError: They differ: the model's forward-mode and reverse-mode derivatives are not the same.
-    """
-    from_reverse = v @ product
-    scale = quadratic_form.abs() + v.norm() * product.norm()
-    if not (from_reverse - quadratic_form).abs() <= rounding**0.5 * scale:
-        raise NNGeoError(
-            f"forward-mode and reverse-mode derivatives of this model differ: v.(F v) = {from_reverse.item():.6g} and "
-            f"(J v).L(J v)/n = {quadratic_form.item():.6g}; a custom autograd function or an inner no_grad does that. "
-            "Use a representation that stores the matrix"
-        )

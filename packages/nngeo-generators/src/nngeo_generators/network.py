@@ -1,17 +1,42 @@
-"""A model and the function of its outputs as one module, called with other parameters in place of its own."""
+"""Calling modules with other tensors in place of their parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nngeo_core.sweep.examples import Batch
 
-__all__ = ["Network"]
+__all__ = ["Network", "call_with"]
+
+
+def call_with(
+    module: nn.Module, parameters: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> Any:
+    """What a module returns with some of its parameters replaced, wherever they are used.
+
+    Each place of a parameter is named once: `functional_call` itself would name those of a module that is registered
+    twice twice, and then put a replacement back as the original.
+
+    Args:
+        module: The module; it is as before afterwards.
+        parameters: Replacements, by (first) name in `module.named_parameters()`.
+        arguments: Positional arguments of the call.
+        keywords: Keyword arguments of the call.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    swapped = {
+        f"{path}.{local}" if path else local: parameters[names[parameter]]
+        for path, part in module.named_modules()
+        for local, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+        if names[parameter] in parameters
+    }
+    return functional_call(module, swapped, tuple(arguments), dict(keywords), tie_weights=False)
 
 
 class Network(nn.Module):
-    """Calls `outputs` with some of the model's parameters swapped for the duration of the call.
+    """A model and the function of its outputs as one module.
 
     Args:
         model: The user's model.
@@ -28,17 +53,7 @@ class Network(nn.Module):
         return self.outputs(batch)
 
     def with_parameters(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The outputs with the named parameters of the model replaced, wherever they are used.
-
-        Each place of a parameter is named once: `functional_call` itself would name those of a module that is registered
-        twice twice, and then put a replacement back as the original.
-        """
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        swapped = {
-            f"model.{path}.{local}" if path else f"model.{local}": parameters[names[parameter]]
-            for path, module in self.model.named_modules()
-            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if names[parameter] in parameters
-        }
-        result: Tensor = functional_call(self, swapped, (batch,), tie_weights=False)
-        return result
+        """The outputs with the named parameters of the model replaced."""
+        swapped = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        outputs: Tensor = call_with(self, swapped, (batch,), {})
+        return outputs

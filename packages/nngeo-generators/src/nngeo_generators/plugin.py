@@ -11,6 +11,7 @@ from nngeo_generators.rules.conv import ConvRule
 from nngeo_generators.rules.conv_transpose import ConvTransposeRule
 from nngeo_generators.rules.embedding import EmbeddingRule
 from nngeo_generators.rules.embedding_bag import EmbeddingBagRule
+from nngeo_generators.rules.generic import generic_rule
 from nngeo_generators.rules.group_norm import GroupNormRule
 from nngeo_generators.rules.instance_norm import InstanceNormRule
 from nngeo_generators.rules.layer_norm import LayerNormRule
@@ -44,8 +45,8 @@ def nngeo_layer_rules() -> list[LayerRule]:
     ]
 
 
-@hookimpl
-def nngeo_resolve_rule(module: nn.Module) -> LayerRule | None:
-    """The rule of a layer of transformers, recognised without importing that library."""
+@hookimpl(trylast=True)
+def nngeo_resolve_rule(module: nn.Module) -> LayerRule:
+    """The rule of a layer of transformers, recognised without importing that library; the generic way for all else."""
     rules = (RMSNormLikeRule(), TransformersConv1DRule())
-    return next((rule for rule in rules if rule.recognizes(module)), None)
+    return next((rule for rule in rules if rule.recognizes(module)), generic_rule(module))

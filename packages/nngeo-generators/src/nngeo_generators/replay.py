@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.layers.rule import Call
+from nngeo_generators.network import call_with
 
 __all__ = ["Replay", "floating_tensors"]
 
@@ -45,19 +46,20 @@ class Replay:
         Raises:
             UnsupportedLayerError: What the module returns has no axis of the examples.
         """
-        axes = self._output_axes(gradients)
         try:
-            return self._vectorized(gradients, axes)
-        except Exception:  # vmap refuses what it cannot trace, in many ways; a loop takes anything
-            rows = [
-                self._one(i, [part.narrow(axis + 1, i, 1) for part, axis in zip(gradients, axes, strict=True)])
-                for i in range(self.call.n_examples)
-            ]
-            return torch.stack(rows, 1)
+            axes = self._output_axes(gradients)
+            found = self._vectorized(gradients, axes)
+            return self._looped(gradients, axes) if found is None else found
+        except UnsupportedLayerError:
+            raise
+        except Exception as error:  # whatever the module raises when it meets one example alone
+            raise UnsupportedLayerError(
+                f"'{self.call.path}' ({type(self.module).__name__}) cannot be run again on one example alone: {error}"
+            ) from error
 
     def _run(self, parameters: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Tensor]:
         arguments, keywords = tree_unflatten(list(leaves), self.structure)
-        return floating_tensors(functional_call(self.module, dict(parameters), arguments, keywords))
+        return floating_tensors(call_with(self.module, parameters, arguments, keywords))
 
     def _example(self, i: int) -> list[Any]:
         """The arguments of example i alone."""
@@ -81,22 +83,36 @@ class Replay:
             )
         return axes
 
-    def _vectorized(self, gradients: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-        """All examples and directions at once."""
-        cut = [k for k, axis in enumerate(self.axes) if axis is not None]
+    def _vectorized(self, gradients: Sequence[Tensor], axes: Sequence[int]) -> Tensor | None:
+        """All examples and directions at once; None where vmap cannot trace the module, as it refuses in many ways."""
+        cut = [(k, axis) for k, axis in enumerate(self.axes) if axis is not None]
 
         def one_example(examples: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
             filled = list(self.leaves)
-            for k, example in zip(cut, examples, strict=True):
-                filled[k] = example.unsqueeze(self.axes[k])
-            _, pull_back = vjp(lambda parameters: tuple(self._run(parameters, filled)), self.parameters)
+            for (k, axis), example in zip(cut, examples, strict=True):
+                filled[k] = example.unsqueeze(axis)
+            pull_back = vjp(lambda parameters: tuple(self._run(parameters, filled)), self.parameters)[1]
             singles = tuple(part.unsqueeze(axis + 1) for part, axis in zip(cotangents, axes, strict=True))
             pulled: dict[str, Tensor] = vmap(lambda u: pull_back(u)[0])(singles)
             return pulled
 
-        in_axes = ([self.axes[k] for k in cut], [axis + 1 for axis in axes])
-        found = vmap(one_example, in_dims=in_axes)([self.leaves[k] for k in cut], list(gradients))
+        in_axes = ([axis for _, axis in cut], [axis + 1 for axis in axes])
+        try:
+            found = vmap(one_example, in_dims=in_axes)([self.leaves[k] for k, _ in cut], list(gradients))
+        except Exception:
+            return None
+        shapes = {name: (self.call.n_examples, len(gradients[0]), *p.shape) for name, p in self.parameters.items()}
+        if any(found[name].shape != shape for name, shape in shapes.items()):  # vmap of prelu returns too much
+            return None
         return torch.cat([found[name].flatten(2) for name in self.parameters], 2).transpose(0, 1)
+
+    def _looped(self, gradients: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
+        """One example after the other."""
+        rows = [
+            self._one(i, [part.narrow(axis + 1, i, 1) for part, axis in zip(gradients, axes, strict=True)])
+            for i in range(self.call.n_examples)
+        ]
+        return torch.stack(rows, 1)
 
     def _one(self, i: int, cotangents: Sequence[Tensor]) -> Tensor:
         """The derivatives of c directions of example i, shape (c, d)."""

@@ -47,6 +47,7 @@ class PMatDense(PMat):
 
     name = "dense"
     accumulator = DenseAccumulator
+    exact_entries = "all"
     data: Tensor
     _solver: tuple[float, Solver] | None = None
 

@@ -46,6 +46,7 @@ class PMatDiag(PMat):
 
     name = "diag"
     accumulator = DiagAccumulator
+    exact_entries = "diagonal"
     data: Tensor
 
     def _checked(self, data: Any) -> Tensor:

@@ -85,8 +85,9 @@ def compose(first: KroneckerFactors, second: KroneckerFactors) -> KroneckerFacto
 
 def norms(factors: KroneckerFactors) -> Tensor:
     """The Frobenius norm of each group's block, shape (q,): |A| |G|."""
-    inputs: Tensor = torch.linalg.vector_norm(factors.inputs.flatten(1), dim=1)
-    return inputs * torch.linalg.vector_norm(factors.outputs.flatten(1), dim=1)
+    inputs = torch.linalg.vector_norm(factors.inputs.flatten(1), dim=1)
+    products: Tensor = inputs * torch.linalg.vector_norm(factors.outputs.flatten(1), dim=1)
+    return products
 
 
 def diagonal(factors: KroneckerFactors) -> Tensor:

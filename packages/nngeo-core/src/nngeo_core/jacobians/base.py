@@ -40,6 +40,11 @@ class LayerJacobian(ABC):
         c, n, d = self.shape
         return c * n * d * self.dtype.itemsize
 
+    @property
+    def input_nbytes(self) -> int:
+        """Those of them that do not grow with the number of directions."""
+        return 0
+
     @abstractmethod
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""

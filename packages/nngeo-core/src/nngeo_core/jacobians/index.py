@@ -47,6 +47,11 @@ class IndexJacobian(LayerJacobian):
         """Bytes of what is stored."""
         return int(self.index.nbytes + self.g.nbytes)
 
+    @property
+    def input_nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return int(self.index.nbytes)
+
     def joined(self, other: LayerJacobian) -> LayerJacobian | None:
         """Two look-ups of one table are one with more positions."""
         if not isinstance(other, IndexJacobian) or other.rows != self.rows:

@@ -55,6 +55,11 @@ class KroneckerJacobian(LayerJacobian):
         return int(self.a.nbytes + self.g.nbytes)
 
     @property
+    def input_nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return int(self.a.nbytes)
+
+    @property
     def positions(self) -> int:
         """s."""
         return self.g.shape[2]

@@ -44,6 +44,11 @@ class ScaleShiftJacobian(LayerJacobian):
         """Bytes of what is stored."""
         return int(self.x_hat.nbytes + self.g.nbytes)
 
+    @property
+    def input_nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return int(self.x_hat.nbytes)
+
     def joined(self, other: LayerJacobian) -> LayerJacobian | None:
         """Repeated calls are so many more positions."""
         if not isinstance(other, ScaleShiftJacobian) or other.has_bias != self.has_bias:

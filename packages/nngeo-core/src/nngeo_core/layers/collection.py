@@ -10,6 +10,7 @@ from nngeo_core.errors import LayerCollectionMismatchError, UnsupportedLayerErro
 from nngeo_core.layers.grouping import Group, Unsupported, explain_unsupported, find_unsupported, group_parameters
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.matching import find_module, match_parameters
+from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_source, find_sources
 
 __all__ = ["LayerCollection"]
@@ -47,7 +48,13 @@ class LayerCollection(Mapping[str, Layer]):
             self.add_layer(layer_id, layer, names.get(layer_id))
 
     @classmethod
-    def from_model(cls, model: nn.Module, ignore_unsupported_layers: bool = False) -> "LayerCollection":
+    def from_model(
+        cls,
+        model: nn.Module,
+        ignore_unsupported_layers: bool = False,
+        trainable_only: bool = False,
+        only: Sequence[Choice] | None = None,
+    ) -> "LayerCollection":
         """All parameters of a model, each once: a layer is the set of parameters that the same modules use.
 
         A layer's id is the path of the first module that uses it; where that module has several layers (one of its
@@ -55,24 +62,32 @@ class LayerCollection(Mapping[str, Layer]):
 
         Args:
             model: The model; nothing in it changes.
-            ignore_unsupported_layers: Leave out parameters of modules without a layer rule, and list them in `ignored`.
+            ignore_unsupported_layers: Leave out parameters of modules without a structured rule, and list them in
+                `ignored`. Without this, they are differentiated the generic way, example by example.
+            trainable_only: Leave out parameters with `requires_grad=False`.
+            only: Which layers to take: patterns of module paths or parameter names (`"encoder.*"`), module types, or modules
+                of the model with all that is inside them; None takes all.
 
         Raises:
             UnsupportedLayerError: If a module with parameters has no rule, or its rule refuses its configuration.
-            ValueError: If a lazy module has not seen its first batch yet.
+            ValueError: If a lazy module has not seen its first batch yet, or one of `only` means no layer.
 
         Example:
             >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
             >>> dict(LayerCollection.from_model(model))["2"]
             LinearLayer(in_features=2, out_features=1, bias=True)
+            >>> list(LayerCollection.from_model(model, only=["2*"]))
+            ['2']
         """
-        groups = group_parameters(find_sources(model))
-        ignored = find_unsupported(model, groups)
+        names = {name for name, p in model.named_parameters() if p.requires_grad} if trainable_only else None
+        groups = group_parameters(find_sources(model, names), names)
+        groups = groups if only is None else select_groups(model, groups, only)
+        ignored = find_unsupported(model, groups, structured_only=ignore_unsupported_layers)
         if ignored and not ignore_unsupported_layers:
             raise UnsupportedLayerError(explain_unsupported(ignored))
         collection = cls()
         collection.ignored = ignored
-        supported = [group for group in groups if group.unsupported is None]
+        supported = [group for group in groups if group.unsupported(ignore_unsupported_layers) is None]
         layers_of_module = Counter(group.sources[0].path for group in supported)
         for group in supported:
             path = group.sources[0].path
@@ -136,7 +151,7 @@ class LayerCollection(Mapping[str, Layer]):
             {'2': ('2.weight', '2.bias')}
         """
         (group,) = group_parameters([find_source(model, module)])
-        if group.unsupported is not None:
+        if group.unsupported() is not None:
             raise UnsupportedLayerError(explain_unsupported(find_unsupported(model, [group])))
         self._add_group(group.sources[0].path, module, group)
 

@@ -1,6 +1,6 @@
 """Grouping: a layer is the set of parameters that the same modules use."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,10 +25,12 @@ class Group:
     sources: tuple[Source, ...]
     names: tuple[str, ...]
 
-    @property
-    def unsupported(self) -> Source | None:
-        """The first source without a rule: one is enough to leave the whole group without a derivative."""
-        return next((source for source in self.sources if source.rule is None), None)
+    def unsupported(self, structured_only: bool = False) -> Source | None:
+        """The first source without a rule, or without a structured one: one is enough to leave the whole group out."""
+        for source in self.sources:
+            if source.rule is None or (structured_only and not source.rule.structured):
+                return source
+        return None
 
     @property
     def rule_names(self) -> str:
@@ -36,10 +38,14 @@ class Group:
         return " + ".join(source.rule.name for source in self.sources if source.rule is not None)
 
 
-def group_parameters(sources: Iterable[Source]) -> tuple[Group, ...]:
+def group_parameters(sources: Iterable[Source], names: Container[str] | None = None) -> tuple[Group, ...]:
     """The parameters of all sources, each once, grouped by the set of sources that use them.
 
     Groups come in the order of their first source, and the parameters of a group in that source's order.
+
+    Args:
+        sources: The modules that use parameters.
+        names: The parameters to take; None takes all.
 
     Example:
         >>> embedding = Source("embedding", None, {"weight": "embedding.weight"})
@@ -50,20 +56,23 @@ def group_parameters(sources: Iterable[Source]) -> tuple[Group, ...]:
     users: dict[str, list[Source]] = {}
     for source in sources:
         for name in dict.fromkeys(source.names.values()):
-            users.setdefault(name, []).append(source)
+            if names is None or name in names:
+                users.setdefault(name, []).append(source)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, using in users.items():
         groups.setdefault(tuple(source.path for source in using), []).append(name)
     return tuple(Group(tuple(users[names[0]]), tuple(names)) for names in groups.values())
 
 
-def find_unsupported(model: nn.Module, groups: Iterable[Group]) -> tuple[Unsupported, ...]:
-    """The parameters without a derivative, each under the first module without a rule that uses it."""
+def find_unsupported(
+    model: nn.Module, groups: Iterable[Group], structured_only: bool = False
+) -> tuple[Unsupported, ...]:
+    """The parameters without a derivative, each under the first module without a (structured) rule that uses it."""
     lacking: dict[str, tuple[str, ...]] = {}
     for group in groups:
-        if group.unsupported is not None:
-            path = group.unsupported.path
-            lacking[path] = (*lacking.get(path, ()), *group.names)
+        source = group.unsupported(structured_only)
+        if source is not None:
+            lacking[source.path] = (*lacking.get(source.path, ()), *group.names)
     return tuple((path, type(model.get_submodule(path)).__name__, names) for path, names in lacking.items())
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.layers.layer import Layer
@@ -22,15 +23,17 @@ class Call:
         arguments: Positional arguments; tensors are detached but share memory with the originals.
         keywords: Keyword arguments, likewise.
         path: The module's path in the model, for messages.
+        n_examples: n.
     """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     path: str
+    n_examples: int = 1
     _memo: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def tensor(self, keyword: str, position: int) -> Tensor:
-        """The tensor that was given at a position, or by keyword.
+        """The tensor that was given at a position, or by keyword; in half precision, its values in float32.
 
         Raises:
             UnsupportedLayerError: There is none.
@@ -38,7 +41,7 @@ class Call:
         given = self.arguments[position] if position < len(self.arguments) else self.keywords.get(keyword)
         if not isinstance(given, Tensor):
             raise UnsupportedLayerError(f"'{self.path}' was called without a tensor as its '{keyword}'")
-        return given
+        return given.to(result_dtype(given.dtype)) if given.is_floating_point() else given
 
     def once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` returns, computed at the first request and kept for later chunks of output directions."""
@@ -58,6 +61,8 @@ class LayerRule(ABC):
     module_types: ClassVar[tuple[type[nn.Module], ...]]
     claims_subtree: ClassVar[bool] = False
     """True when the module uses its children's parameters without calling the children."""
+    structured: ClassVar[bool] = True
+    """False for a way of last resort, without structure, that `ignore_unsupported_layers=True` leaves out."""
 
     @abstractmethod
     def describe(self, module: nn.Module) -> Layer:
@@ -67,15 +72,13 @@ class LayerRule(ABC):
         """Raise `UnsupportedLayerError` for a configuration that this rule cannot differentiate exactly."""
 
     @abstractmethod
-    def jacobian(
-        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
-    ) -> LayerJacobian:
+    def jacobian(self, module: nn.Module, call: Call, output_gradients: Any, names: tuple[str, ...]) -> LayerJacobian:
         """The Jacobian of c output directions with respect to the named parameters, from one call.
 
         Args:
             module: The module that was called.
             call: The arguments of the call.
             output_gradients: Shape (c, n, *output shape of one example): the derivative of direction c of example n with
-                respect to this call's output.
+                respect to this call's output; a tuple of such tensors for a module that returned several.
             names: Names local to the module, a subset of `describe(module)`'s, in its order.
         """

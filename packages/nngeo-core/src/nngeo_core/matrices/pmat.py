@@ -41,6 +41,8 @@ class PMat(ABC):
     kind: ClassVar[str] = "pmat"
     name: ClassVar[str]
     accumulator: ClassVar[type[Accumulator]]
+    exact_entries: ClassVar[str] = ""
+    """Which entries of F it holds exactly: "all", "diagonal", or none of them (empty)."""
 
     def __init__(
         self,

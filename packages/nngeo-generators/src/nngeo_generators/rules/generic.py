@@ -1,6 +1,7 @@
 """The generic rule: any module, exactly, by running it again on each example alone."""
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
@@ -8,7 +9,7 @@ from nngeo_core.layers.layer import ParameterLayer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.replay import Replay
 
-__all__ = ["GenericRule"]
+__all__ = ["GenericRule", "generic_rule"]
 
 
 class GenericRule(LayerRule):
@@ -38,3 +39,8 @@ class GenericRule(LayerRule):
         gradients = (output_gradients,) if isinstance(output_gradients, Tensor) else output_gradients
         parameters = {name: module.get_parameter(name).detach() for name in names}
         return DenseJacobian(Replay(module, call, parameters).jacobian(gradients))
+
+
+def generic_rule(module: nn.Module) -> GenericRule:
+    """The generic rule of a module: with its children if it uses their parameters without calling them."""
+    return GenericRule(subtree=parametrize.is_parametrized(module) or isinstance(module, nn.MultiheadAttention))

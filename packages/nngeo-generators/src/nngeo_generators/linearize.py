@@ -1,0 +1,203 @@
+"""J v of one batch: forward mode where the model allows it, two reverse passes where it does not."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nngeo_core.errors import NNGeoError
+from nngeo_core.sweep.examples import Batch
+from nngeo_generators.network import Network
+
+__all__ = ["Linearization", "Linearizer", "Way", "all_ways", "pull_back_one"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """A batch's outputs, how they change along v, and that change pulled back.
+
+    Attributes:
+        outputs: With their graph.
+        change: J v, of the outputs' shape.
+        pulled: J^T L J v, one tensor for each parameter, summed over the examples.
+    """
+
+    outputs: Tensor
+    change: Tensor
+    pulled: list[Tensor]
+
+
+class Linearizer:
+    """Linearizes one batch after another along one vector.
+
+    Each result is checked, at no cost, by v . (J^T L J v) = (J v) . L (J v), whose sides come from the backward and from
+    the forward pass: forward mode ignores a model's inner `no_grad` and the constant row of an embedding's padding. A way
+    that fails, or that the model refuses, is left for the next one for good, and the log says so.
+
+    Args:
+        model: The user's model.
+        parameters: Leaves that stand for its parameters, in flat order.
+        v: The vector, shape (d,).
+        ways: What to try, in order; shortened in place, so that later products start with what worked.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], v: Tensor, ways: "list[Way]") -> None:
+        self.parameters = parameters
+        self.tangents = _split(v, parameters)
+        _hold_padding(model, dict(zip(parameters, self.tangents, strict=True)))
+        self._ways = ways
+        self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
+
+    def linearize(self, network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
+        """J v and J^T L J v of one batch.
+
+        Args:
+            network: Maps the batch to its outputs.
+            batch: Some examples.
+            metric: L u from the outputs and u.
+
+        Raises:
+            NNGeoError: Forward and reverse derivatives of this model differ in every way that was tried.
+        """
+        first_error: Exception | None = None
+        while True:
+            reason = ""
+            try:
+                found = self._linearize(self._ways[0], network, batch, metric)
+                reason = self._differs(found, metric)
+            except (NotImplementedError, RuntimeError) as error:
+                first_error = first_error or error
+                reason = str(error).partition("\n")[0]
+            if not reason:
+                return found
+            if len(self._ways) == 1:
+                raise first_error or NNGeoError(f"{reason}. Use a representation that stores the matrix")
+            self._ways.pop(0)
+            log.info("products go on by %s: %s", self._ways[0].__name__.strip("_"), reason)
+
+    def _linearize(
+        self, way: "Way", network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]
+    ) -> Linearization:
+        with _differentiable_attention(), torch.enable_grad():
+            outputs, change = way(network, self.parameters, self.tangents, batch)
+        change = change.detach()
+        pulled = pull_back_one(outputs, self.parameters, metric(outputs.detach(), change))
+        return Linearization(outputs.detach(), change, pulled)
+
+    def _differs(self, found: Linearization, metric: Callable[[Tensor, Tensor], Tensor]) -> str:
+        """How far the two sides of the check are apart; empty if they agree, or if there is nothing to compare."""
+        quadratic_form = (metric(found.outputs, found.change) * found.change).sum()
+        from_reverse = torch.stack([(v * p).sum() for v, p in zip(self.tangents, found.pulled, strict=True)]).sum()
+        size = _norm(self.tangents) * _norm(found.pulled)
+        if not (from_reverse.isfinite() and quadratic_form.isfinite()):
+            return ""
+        if (from_reverse - quadratic_form).abs() <= self._rounding**0.5 * (quadratic_form.abs() + size):
+            return ""
+        return (
+            f"forward-mode and reverse-mode derivatives of this model differ, v.(F v) = {from_reverse.item():.6g} and "
+            f"(J v).L(J v) = {quadratic_form.item():.6g} for a batch; an inner no_grad or a custom autograd function does that"
+        )
+
+
+def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> list[Tensor]:
+    """J^T cotangent, parameter by parameter, through the graph of the outputs."""
+    wanted = list(parameters.values())
+    if not outputs.requires_grad:
+        return [torch.zeros_like(parameter, requires_grad=False) for parameter in wanted]
+    cotangent = cotangent.to(outputs.dtype)
+    return list(torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True, materialize_grads=True))
+
+
+Way = Callable[[Network, Mapping[str, Tensor], Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
+
+
+def _forward_mode(
+    network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Outputs with their graph and J v, by one pass with dual numbers."""
+    _load_forward_mode()
+    with forward_ad.dual_level():
+        pairs = zip(parameters.items(), tangents, strict=True)
+        duals = {name: forward_ad.make_dual(leaf, tangent) for (name, leaf), tangent in pairs}
+        outputs, change = forward_ad.unpack_dual(network.with_parameters(duals, batch))
+    return outputs, torch.zeros_like(outputs) if change is None else change
+
+
+def _forward_mode_without_mkldnn(
+    network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """The same with torch's own kernels, which have forward formulas where mkldnn's (recurrent cells) have none."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        return _forward_mode(network, parameters, tangents, batch)
+
+
+def _two_reverse_passes(
+    network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """J v as the derivative of v . (J^T u) with respect to u."""
+    outputs = network.with_parameters(parameters, batch)
+    if not outputs.requires_grad:
+        return outputs, torch.zeros_like(outputs)
+    u = torch.zeros_like(outputs, requires_grad=True)
+    wanted = list(parameters.values())
+    pulled = torch.autograd.grad(outputs, wanted, u, create_graph=True, allow_unused=True)
+    terms = [(p * v).sum() for p, v in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad]
+    if not terms:
+        return outputs, torch.zeros_like(outputs)
+    (change,) = torch.autograd.grad(torch.stack(terms).sum(), u, retain_graph=True)
+    return outputs, change
+
+
+def all_ways() -> list[Way]:
+    """What to try on a model of which nothing is known yet."""
+    return [_forward_mode, _forward_mode_without_mkldnn, _two_reverse_passes]
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention by plain products: the fused kernels and the fast path have no forward or second derivatives."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _split(v: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """A flat vector (d,) as one tensor for each parameter, each with memory of its own as dual numbers want it."""
+    parts = v.split([leaf.numel() for leaf in parameters.values()])
+    return [part.view(leaf.shape).to(leaf, copy=True) for part, leaf in zip(parts, parameters.values(), strict=True)]
+
+
+def _hold_padding(model: nn.Module, tangents: Mapping[str, Tensor]) -> None:
+    """Zero the tangents of padding rows, which are constant, in tables that no other module shares."""
+    owners = [p for m in model.modules() for p in m.parameters(recurse=False)]
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            name = f"{path}.weight" if path else "weight"
+            if name in tangents and sum(owner is module.weight for owner in owners) == 1:
+                tangents[name][module.padding_idx] = 0
+
+
+def _norm(parts: Sequence[Tensor]) -> Tensor:
+    norms = torch.stack([torch.linalg.vector_norm(part) for part in parts])
+    return norms.square().sum().sqrt()
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Have torch load its forward-mode formulas, which warns of torch's own use of a deprecated function."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
