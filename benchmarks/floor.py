@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
 import torch
@@ -133,20 +134,22 @@ def bare_layers(model: nn.Sequential, x: Tensor) -> list[BareLayer]:
 def floors(model: nn.Sequential, x: Tensor) -> dict[str, Operation]:
     """The bare products of each operation for the examples x, all directions together."""
     layers = bare_layers(model, x)
-    rows = torch.randn(CLASSES * len(x), sum(p.numel() for p in model.parameters()))
 
     def run(*steps: str, directions: int = CLASSES) -> None:
         for step in steps:
             for layer in layers:
                 getattr(layer, step)(directions) if step == "backward" else getattr(layer, step)()
 
+    @cache
+    def rows() -> Tensor:
+        return torch.randn(CLASSES * len(x), sum(p.numel() for p in model.parameters()))
+
     def dense() -> None:
         run("forward", "backward")
-        for start in range(0, rows.shape[1], 512):
-            rows[:, start : start + 512].T @ rows[:, start:]
+        for start in range(0, rows().shape[1], 512):
+            rows()[:, start : start + 512].T @ rows()[:, start:]
 
     return {
-        "gradient": lambda: run("forward", "backward", "weight_gradient", directions=1),
         "product": lambda: run("forward", "tangent", "backward", "weight_gradient", directions=1),
         "diag": lambda: run("forward", "backward", "diagonal"),
         "kfac": lambda: run("forward", "backward", "factors"),

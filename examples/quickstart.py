@@ -7,7 +7,7 @@ Run it with `python -m nox -s quickstart`, or as a script; `--help` lists the op
 import argparse
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -85,16 +85,25 @@ def train(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], epochs: int,
     optimizer.zero_grad()
 
 
-def mean_loss(model: nn.Module, data: TensorDataset, device: torch.device) -> Tensor:
+def one_pass(data: TensorDataset, device: torch.device, description: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of the data in batches, with a progress bar that goes away at the end."""
+    for images, targets in tqdm(DataLoader(data, batch_size=128), desc=description, unit="batch", leave=False):
+        yield images.to(device), targets.to(device)
+
+
+def mean_loss(model: nn.Module, data: TensorDataset, device: torch.device, description: str = "loss") -> Tensor:
     """The cross-entropy averaged over all of the data."""
-    images, targets = (tensor.to(device) for tensor in data.tensors)
-    return nn.functional.cross_entropy(model(images), targets)
+    losses = [
+        nn.functional.cross_entropy(model(images), targets, reduction="sum")
+        for images, targets in one_pass(data, device, description)
+    ]
+    return torch.stack(losses).sum() / len(data)
 
 
 def accuracy(model: nn.Module, data: TensorDataset, device: torch.device) -> float:
     """The share of images whose class is found."""
-    images, targets = (tensor.to(device) for tensor in data.tensors)
-    return float((model(images).argmax(1) == targets).double().mean())
+    hits = [(model(images).argmax(1) == targets).sum() for images, targets in one_pass(data, device, "accuracy")]
+    return float(torch.stack(hits).sum() / len(data))
 
 
 def fisher(
@@ -124,7 +133,7 @@ def loss_after(step: PVector, model: nn.Module, data: TensorDataset, device: tor
     """The loss of a copy of the model that has really taken the step."""
     moved = copy.deepcopy(model)
     step.add_to_model(moved)
-    return mean_loss(moved, data, device).item()
+    return mean_loss(moved, data, device, "loss after the step").item()
 
 
 def compare(model: nn.Module, data: TensorDataset, gradient: PVector, device: torch.device) -> dict[str, Result]:

@@ -24,7 +24,7 @@ CORE_LEVELS = [
     {""},
     {"testing"},
     {"cli", "__main__"},
-    {"verbs"},
+    {"aliases", "verbs"},
     {"matrices"},
     {"sweep"},
     {"vectors"},

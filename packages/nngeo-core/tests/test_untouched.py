@@ -159,3 +159,12 @@ def test_passes_can_be_nested() -> None:
             holder.mean.add_(1)
         assert trace(holder) == inside
     assert trace(holder) == before
+
+
+def test_what_a_module_notes_of_its_calls_is_as_before() -> None:
+    model = nn.Linear(2, 1)
+    model.seen, model.last = ["kept"], None
+    with undisturbed(model, CPU):
+        model.last, model.new = torch.ones(1), 3
+        model.seen.append("and this")
+    assert model.last is None and not hasattr(model, "new") and model.seen == ["kept", "and this"]

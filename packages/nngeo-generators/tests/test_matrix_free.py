@@ -12,7 +12,6 @@ from nngeo_core import (
     GaussianLikelihood,
     LayerCollection,
     LayerCollectionMismatchError,
-    NNGeoError,
     NonFiniteError,
     PVector,
     ShapeError,
@@ -132,7 +131,7 @@ def test_models_in_training_mode_with_batch_norm_are_refused(hooks: Hooks) -> No
         generator.product(draw(generator), X)
 
 
-def test_forward_and_reverse_mode_that_differ_are_refused(build: Build, hooks: Hooks) -> None:
+def test_a_wrong_forward_mode_is_found_and_left(build: Build, hooks: Hooks) -> None:
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(x: Tensor) -> Tensor:
@@ -151,10 +150,28 @@ def test_forward_and_reverse_mode_that_differ_are_refused(build: Build, hooks: H
             return 2 * tangent
 
     generator = hooks(build(lambda net, x: Wrong.apply(net.a(x)), a=nn.Linear(3, 2)))
-    with pytest.raises(
-        NNGeoError, match=r"forward-mode and reverse-mode derivatives of this model differ: v\.\(F v\) = "
-    ):
-        generator.product(draw(generator), X)
+    v, expected = draw(generator), fisher(generator.model, X, names(generator), "regression")
+    product = generator.product(v, X).get_flat_representation()
+    assert relative_error(product, expected @ v.get_flat_representation()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "mix", [lambda h: h - h.mean(0), lambda h: nn.functional.dropout(h, 0.5)], ids=["mean", "random"]
+)
+def test_models_without_a_derivative_of_one_example_are_refused(
+    mix: Callable[[Tensor], Tensor], build: Build, hooks: Hooks
+) -> None:
+    generator = hooks(build(lambda net, x: mix(net.a(x)), a=nn.Linear(3, 2)))
+    v, u = draw(generator), random_fvector(4, 2, dtype=torch.float64)
+    for call in (lambda: generator.jvp(v, X), lambda: generator.vjp(u, X), lambda: generator.product(v, X)):
+        with pytest.raises(UnsupportedLayerError, match="the model mixes examples|the model draws random numbers"):
+            call()
+
+
+def test_mixing_is_found_when_the_first_batch_has_one_example(build: Build, hooks: Hooks) -> None:
+    generator = hooks(build(lambda net, x: net.a(x) - net.a(x).mean(0) / 2, a=nn.Linear(3, 2)))
+    with pytest.raises(UnsupportedLayerError, match="the model mixes examples"):
+        generator.product(draw(generator), [(X[:1],), (X[1:],)])
 
 
 def test_outputs_that_are_not_finite_name_batch_and_module(hooks: Hooks) -> None:

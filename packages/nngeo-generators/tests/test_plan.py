@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from nngeo_core import LayerCollection, LinearLayer, ParameterLayer, UnsupportedLayerError
+from nngeo_core.plugins import registry
 from nngeo_core.testing import MODELS
 from nngeo_generators.plan import make_plan
 
@@ -70,15 +71,26 @@ def test_parameters_in_another_order_than_the_rules_are_refused() -> None:
     )
 
 
-def test_a_module_without_a_rule_is_refused_by_name(build: Build) -> None:
-    class Scale(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(nn.Linear(2, 3).weight.detach())
+class Scale(nn.Module):
+    """A module that no table knows."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(2, 3).weight.detach())
+
+
+def test_a_module_of_the_users_goes_the_generic_way(build: Build) -> None:
     model = build(lambda net, x: x, scale=Scale())
-    layers = LayerCollection()
+    assert summary(model) == [("scale", "scale", ("weight",))]
+    (use,) = make_plan(model, LayerCollection.from_model(model))
+    assert (use.rule.name, use.places, use.layer_numel) == ("generic", (slice(0, 6),), 6)
+
+
+def test_a_module_without_a_rule_is_refused_by_name(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the plugin that has the generic way is disabled."""
+    model, layers = build(lambda net, x: x, scale=Scale()), LayerCollection()
     layers.add_layer("scale", LinearLayer(2, 3, bias=False), ["scale.weight"])
+    monkeypatch.setattr(registry, "resolve_rule", lambda module: None)
     with pytest.raises(UnsupportedLayerError) as error:
         make_plan(model, layers)
     assert str(error.value) == (

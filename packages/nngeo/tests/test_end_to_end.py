@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nngeo import (
     FIM,
+    HooksGenerator,
     LayerCollection,
     LayerCollectionMismatchError,
     PMat,
@@ -210,3 +211,26 @@ def test_a_natural_gradient_step_lowers_the_loss(model: nn.Module, data: TensorD
         step.add_to_model(model)
         with torch.no_grad():
             assert nn.functional.cross_entropy(model(pixels), labels) < loss
+
+
+def test_a_matrix_made_under_inference_mode_takes_part_in_autograd() -> None:
+    model = nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    with torch.inference_mode():
+        matrices = [FIM(model, x, "diag"), PMatDense(HooksGenerator(model, "classif_logits"), examples=x)]
+    for matrix in matrices:
+        model.zero_grad()
+        matrix.vTMv(PVector.from_model(model)).backward()
+        assert model.weight.grad is not None and model.weight.grad.norm() > 0
+
+
+def test_products_refuse_what_is_no_vector_and_digits_that_would_be_lost() -> None:
+    model = nn.Linear(3, 2)
+    generator = HooksGenerator(model, "classif_logits")
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match="expected a PVector, got Tensor"):
+        generator.product(torch.ones(8), x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected an FVector, got Tensor"):
+        generator.vjp(torch.ones(2, 4), x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"the vector is torch.float64 and the matrix torch.float32; use v.to"):
+        generator.product(PVector.from_model(model).detach().to(dtype=torch.float64), x)

@@ -24,7 +24,6 @@ from nngeo import (
     PluginError,
     PMat,
     ScaleShiftJacobian,
-    UnsupportedLayerError,
     UnsupportedOperationError,
     hookimpl,
 )
@@ -236,9 +235,12 @@ class TestPMatTrace(PMatContract):
         assert type(FIM(case.model, case.inputs, "trace")) is PMatTrace
 
 
-def test_without_the_plugin_layer_and_name_are_unknown() -> None:
-    with pytest.raises(UnsupportedLayerError, match="Scale"):
-        FIM(_scale_net(), X, "dense")
+def test_without_the_plugin_the_layer_goes_the_generic_way_and_the_name_is_unknown() -> None:
+    model = _scale_net()
+    matrix = FIM(model, X, "dense", variant="regression")
+    names = [name for name, _ in matrix.layer_collection.named_parameters(model)]
+    assert relative_error(matrix.get_dense_tensor(), fisher(model, X, names, "regression")) < 1e-10
+    assert "generic" in str(matrix.layer_collection)
     with pytest.raises(PluginError, match="unknown pmat representation 'trace'; known: 'dense', 'diag'"):
         FIM(nn.Linear(4, 3), X[:, 0], "trace")
 

@@ -1,5 +1,6 @@
 """nngeo-core: layers, vectors, structured Jacobians, abstract matrices, likelihoods, plugins, and what users call."""
 
+from nngeo_core.aliases import AbstractLayer, PMatAbstract
 from nngeo_core.errors import (
     LayerCollectionMismatchError,
     NNGeoError,
@@ -38,6 +39,7 @@ from nngeo_core.verbs.fim import FIM
 from nngeo_core.verbs.verify import Verification, verify
 
 __all__ = [
+    "AbstractLayer",
     "Accumulator",
     "Call",
     "ClassifLogits",
@@ -65,6 +67,7 @@ __all__ = [
     "NonFiniteError",
     "NotPositiveDefiniteError",
     "PMat",
+    "PMatAbstract",
     "PVector",
     "ParameterLayer",
     "PluginError",

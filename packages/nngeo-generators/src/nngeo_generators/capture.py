@@ -2,51 +2,27 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.sum import add
 from nngeo_core.layers.rule import Call
+from nngeo_generators.backward import pull_back_each
+from nngeo_generators.calls import CapturedCall, by_module, located
 from nngeo_generators.chunking import Footprint, measure
+from nngeo_generators.order import has_moved, may_move_rows, tagged
 from nngeo_generators.plan import Use
 from nngeo_generators.stand_in import StandInRule, copies, replaced
 
-__all__ = ["Capture", "CapturedCall", "listening"]
-
-
-@dataclass(frozen=True)
-class CapturedCall:
-    """One call of one module, or the copies that stand in for bare parameters.
-
-    Attributes:
-        uses: What is to be read off it.
-        call: Its arguments.
-        edges: Where the derivatives with respect to the tensors that it returned arrive in the graph.
-        returned: Those tensors' shapes, dtypes and devices.
-        read: The tensors that the call read, with their versions at the time.
-    """
-
-    uses: tuple[Use, ...]
-    call: Call
-    edges: tuple[GradientEdge, ...]
-    returned: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
-    read: tuple[tuple[Tensor, int], ...]
-
-    def no_gradients(self, directions: int) -> tuple[Tensor, ...]:
-        """Zero derivatives of some directions with respect to what was returned."""
-        return tuple(
-            torch.zeros(directions, *shape, dtype=result_dtype(dtype), device=device)
-            for shape, dtype, device in self.returned
-        )
+__all__ = ["Capture", "listening"]
 
 
 class Capture:
@@ -54,21 +30,26 @@ class Capture:
 
     Attributes:
         n: Number of examples.
+        batched: Whether several directions go backward at once.
         calls: In the order in which the modules were called.
         outputs: The model's outputs, once the forward pass is over.
         refused: Why the Jacobian of a layer cannot be read off its modules' calls, by layer id.
+        altered: The layers of which the model was given something else than usual: more copies of what examples share.
     """
 
-    def __init__(self, plan: Sequence[Use], n: int) -> None:
+    def __init__(self, plan: Sequence[Use], n: int, batched: bool = True) -> None:
         self.uses: dict[nn.Module, list[Use]] = {}
         self.stand_ins = [use for use in plan if isinstance(use.rule, StandInRule)]
         for use in plan:
             if not isinstance(use.rule, StandInRule):
                 self.uses.setdefault(use.module, []).append(use)
         self.n = n
+        self.batched = batched
         self.calls: list[CapturedCall] = []
         self.outputs = torch.empty(0)
         self.refused: dict[str, str] = {}
+        reason = "the model cannot take one copy of it for each example"
+        self.altered = {use.layer_id: reason for use in self.stand_ins}
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Note a call; returns the output to go on with, or None for the output as it is.
@@ -79,27 +60,31 @@ class Capture:
         if not torch.is_grad_enabled():
             return None
         uses = self.uses[module]
-        parts, structure = tree_flatten(output)
+        parts, structure = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
         places = [k for k, part in enumerate(parts) if isinstance(part, Tensor) and part.is_floating_point()]
         objection = self._objection(uses, output, bool(places))
         if objection:
             self._refuse(uses, f"'{uses[0].path}' ({type(module).__name__}) {objection}")
             return None
         arguments, keywords = args, kwargs
-        if self.n > 1 and isinstance(output, Tensor) and output.shape[0] == 1 and uses[0].rule.structured:
+        if self.n > 1 and isinstance(output, Tensor) and output.shape[0] == 1 and uses[0].rule.one_output:
             parts = [output.expand(self.n, *output.shape[1:])]
             arguments, keywords = tree_map(self._expanded, (args, kwargs))
+            for use in uses:
+                self.altered[use.layer_id] = (
+                    f"'{use.path}' ({type(module).__name__}) returned one row for {self.n} examples"
+                )
         connected = {k: _connected(parts[k]) for k in places}
         self.note(uses, arguments, keywords, list(connected.values()))
-        if all(connected[k] is parts[k] for k in places) and parts[0] is output:
-            return None
+        if structure is None:
+            return connected[0]
         return tree_unflatten([connected.get(k, part) for k, part in enumerate(parts)], structure)
 
     def _objection(self, uses: Sequence[Use], output: Any, has_tensors: bool) -> str:
         """What keeps the call from being read, if anything."""
         if not has_tensors:
             return f"returned {type(output).__name__}, which holds no tensor that can be found"
-        if not any(use.rule.structured for use in uses):
+        if not any(use.rule.one_output for use in uses):
             return ""
         if not isinstance(output, Tensor):
             return f"returned {type(output).__name__}, not one tensor"
@@ -121,17 +106,16 @@ class Capture:
 
     def note(self, uses: Sequence[Use], args: Any, kwargs: Any, returned: Sequence[Tensor]) -> None:
         """Keep a call with the gradient edges of the tensors that it returned."""
-        read = [
-            part for part in tree_flatten((args, kwargs))[0] if isinstance(part, Tensor) and not part.is_inference()
-        ]
-        arguments, keywords = tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, (args, kwargs))
+        leaves, structure = tree_flatten((args, kwargs))
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arguments, keywords = tree_unflatten(leaves, structure)
         self.calls.append(
             CapturedCall(
                 tuple(uses),
                 Call(tuple(arguments), keywords, uses[0].path, self.n),
                 tuple(get_gradient_edge(part) for part in returned),
                 tuple((part.shape, part.dtype, part.device) for part in returned),
-                tuple((part.detach(), part._version) for part in read),
+                tuple((leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()),
             )
         )
 
@@ -144,6 +128,41 @@ class Capture:
                     f"the input of '{captured.call.path}' was changed in place after the layer had read it, so its "
                     "derivative is lost; use the out-of-place form of that operation",
                 )
+
+    def needs_axes(self) -> bool:
+        """Whether some call will be run again on its examples one by one, which must be found in its arguments."""
+        return self.n > 1 and any(captured.replayed for captured in self.calls)
+
+    def find_axes(self, alone: "Capture") -> None:
+        """Find where the examples are in the calls to be run again, by comparing with a pass over one example.
+
+        A layer is refused if that does not show it: other calls are made, or another axis depends on the number of examples.
+        """
+        ones = by_module(captured for captured in alone.calls if captured.replayed)
+        found = [captured for captured in self.calls if not captured.replayed]
+        for module, calls in by_module(captured for captured in self.calls if captured.replayed).items():
+            try:
+                found += located(calls, ones.get(module, []))
+            except ValueError as error:
+                place = f"'{calls[0].call.path}' ({type(module).__name__})"
+                self._refuse(calls[0].uses, f"the examples cannot be found in the calls of {place}: {error}")
+        self.calls = found
+
+    def check_order(self) -> None:
+        """Refuse the layers whose calls have the examples in another order, in a model that moves rows by what the data say."""
+        if self.n < 2 or self.refused or not self.calls or not may_move_rows(self.outputs):
+            return
+        edges = [edge for captured in self.calls for edge in captured.edges]
+        try:
+            stream = iter(pull_back_each([self.outputs], edges, [tagged(self.outputs)], keep_graph=True, batched=False))
+        except RuntimeError:  # it will be raised again where the derivatives are asked for
+            return
+        for captured in self.calls:
+            for place, found in enumerate(islice(stream, len(captured.edges))):
+                if found is not None and has_moved(found, captured.example_axes(place)):
+                    self._refuse(
+                        captured.uses, f"the examples are in another order in the calls of '{captured.call.path}'"
+                    )
 
     def raise_refused(self) -> None:
         """Raise if a layer was refused.
@@ -160,7 +179,7 @@ class Capture:
         """Bytes of inputs and of one direction's gradients, from a pass over one example."""
         sizes: list[tuple[int, int]] = []
         for captured in self.calls:
-            gradients = captured.no_gradients(1)
+            gradients = captured.gradients([None] * len(captured.edges), 1)
             for use in captured.uses:
                 jacobian = self._jacobian(use, captured, gradients)
                 growing = max(jacobian.nbytes - jacobian.input_nbytes, sum(part.nbytes for part in gradients))
@@ -198,20 +217,14 @@ class Capture:
 
     def _output_gradients(self, directions: Tensor, keep_graph: bool) -> list[tuple[Tensor, ...]]:
         """For each call, the derivatives of every direction with respect to what it returned, shapes (c, *returned)."""
-        zeros = [captured.no_gradients(len(directions)) for captured in self.calls]
-        if not self.calls or not self.outputs.requires_grad:
-            return zeros
-        batched = len(directions) > 1
-        found = torch.autograd.grad(
-            self.outputs,
-            [edge for captured in self.calls for edge in captured.edges],
-            directions if batched else directions[0],
-            retain_graph=keep_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        edges = [edge for captured in self.calls for edge in captured.edges]
+        found: Sequence[Tensor | None] = [None] * len(edges)
+        if edges and self.outputs.requires_grad:
+            found = pull_back_each([self.outputs], edges, [directions], keep_graph, self.batched)
         stream = iter(found)
-        return [tuple(_gradient(next(stream), zero, batched) for zero in missing) for missing in zeros]
+        return [
+            captured.gradients(list(islice(stream, len(captured.edges))), len(directions)) for captured in self.calls
+        ]
 
     def _check_finite(self, gradients: Sequence[tuple[Tensor, ...]]) -> None:
         """One pass over the bytes: a sum is finite only if all its terms are."""
@@ -229,13 +242,6 @@ def _connected(part: Tensor) -> Tensor:
     if not part.requires_grad:
         return part + torch.zeros((), dtype=part.dtype, device=part.device, requires_grad=True)
     return part.clone() if part._is_view() else part
-
-
-def _gradient(found: Tensor | None, zero: Tensor, batched: bool) -> Tensor:
-    """What autograd found, at least in float32 and with an axis of directions; zero where it found nothing."""
-    if found is None:
-        return zero
-    return (found if batched else found.unsqueeze(0)).to(zero.dtype)
 
 
 def _in_layer(use: Use, jacobian: LayerJacobian) -> LayerJacobian:
@@ -270,7 +276,6 @@ def listening(capture: Capture) -> Iterator[None]:
             tensors = copies(use, capture.n)
             stack.enter_context(replaced(use.module, tensors))
             capture.note((use,), (), {}, list(tensors.values()))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

@@ -1,13 +1,15 @@
 """Examination: the first batch's comparison of every layer with a plain gradient, and the promotion of those that differ."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.errors import NNGeoError, UnsupportedLayerError
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.examples import Batch, count_examples, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture
@@ -19,75 +21,124 @@ from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
 from nngeo_generators.trust import check_alone, check_repeatable, differing_layers
 
-__all__ = ["examined_plan"]
+__all__ = ["check_examples", "examined_plan"]
 
 Forward = Callable[[Sequence[Use]], Capture]
 
 
-def examined_plan(generator: Generator, plan: Sequence[Use], batch: Batch, forward: Forward) -> tuple[Use, ...]:
-    """A plan by which every layer's sum w J agrees with a plain gradient of the model on these examples.
-
-    Each example has a weight of its own, so that examples in another order show. Two forward passes must agree, and an
-    example alone must give its row of the outputs.
+def check_examples(network: Network, batch: Batch) -> Tensor:
+    """Raise unless two forward passes agree, leave the batch as it is, and give every other example what it gets among all.
 
     Args:
-        generator: Knows the model and its outputs.
+        network: Maps a batch to its outputs.
+        batch: Some examples.
+
+    Returns:
+        The outputs.
+
+    Raises:
+        UnsupportedLayerError: The model mixes examples, draws random numbers, or writes to its inputs.
+    """
+    n = count_examples(batch)
+    tensors = [part for part in tree_leaves(batch) if isinstance(part, Tensor)]
+    versions = [part._version for part in tensors]
+    outputs: Tensor = network(batch)
+    if versions != [part._version for part in tensors]:
+        raise UnsupportedLayerError(
+            "the model changes its inputs in place, so that every pass sees others; use the out-of-place form of that operation"
+        )
+    check_repeatable(network(batch), outputs)
+    for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)) if n > 1 else ():
+        examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
+        check_alone(_outputs_alone(network, examples), outputs[some])
+    return outputs.detach()
+
+
+def examined_plan(
+    generator: Generator, network: Network, plan: Sequence[Use], batch: Batch, forward: Forward
+) -> tuple[tuple[Use, ...], bool]:
+    """A plan by which every layer's sum w J agrees with a plain gradient of the model on these examples.
+
+    Each example and direction has a weight of its own, so that examples in another order show.
+
+    Args:
+        generator: Knows the model and its layers.
+        network: Maps a batch to the outputs.
         plan: The uses of the layers' parameters to start from.
         batch: Some examples.
         forward: Runs the model on them with hooks for a plan.
+
+    Returns:
+        The plan, and whether several directions can go backward at once.
 
     Raises:
         UnsupportedLayerError: The model mixes examples or draws random numbers, or some layer has no exact derivative.
         NonFiniteError: The outputs or the gradient have a NaN or an infinity.
     """
-    n = count_examples(batch)
-    parameters = leaves(generator.model, generator.layer_collection)
-    with torch.enable_grad():
-        outputs = Network(generator.model, partial(generator.outputs, n=n)).with_parameters(parameters, batch)
-    check_repeatable(generator.outputs(batch, n), outputs.detach())
-    check_alone(_last_alone(generator, batch, n), outputs[-1:].detach())
-    cotangent, weights = _random_cotangent(outputs)
-    weighted = torch.einsum("n...,n->n...", cotangent, weights.to(cotangent))
+    outputs = check_examples(network, batch)
+    directions, weights = _random_directions(outputs)
     try:
-        plain = flatten(pull_back_one(outputs, parameters, weighted))
-    except RuntimeError as error:
-        raise UnsupportedLayerError(f"autograd cannot differentiate this model: {error}") from error
-    plan = try_stand_ins(plan, outputs.detach(), forward)
+        plain = _plain_gradient(generator, network, batch, torch.einsum("cn...,cn->n...", directions, weights))
+    except UnsupportedLayerError:
+        forward(plan).raise_refused()  # an input changed in place has a name here
+        raise
+    plan = try_stand_ins(plan, outputs, forward)
     while True:
         capture = forward(plan)
-        check_repeatable(capture.outputs.detach(), outputs.detach())
-        differing = capture.refused or _differing(generator, capture, cotangent, weights, plain)
+        differing = _differing(capture, outputs, directions, weights, plain, generator.layer_collection)
         if not differing:
-            return tuple(plan)
+            return tuple(plan), capture.batched
         for layer_id, reason in differing.items():
-            plan = promote(plan, layer_id, reason, generator.model, generator.layer_collection)
+            plan = promote(plan, layer_id, reason, network, generator.layer_collection)
 
 
-def _last_alone(generator: Generator, batch: Batch, n: int) -> Tensor:
-    """The outputs of the last example alone."""
+def _outputs_alone(network: Network, examples: Batch) -> Tensor:
     try:
-        return generator.outputs(select_examples(batch, slice(n - 1, n)), 1)
+        outputs: Tensor = network(examples)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise UnsupportedLayerError(f"the model cannot be called on one example alone: {error}") from error
+        n = count_examples(examples)
+        raise UnsupportedLayerError(f"the model cannot be called on {n} of the examples alone: {error}") from error
+    return outputs
 
 
-def _random_cotangent(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """An output gradient (n, ...) and a weight for each example, the same each time."""
+def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Two output gradients (2, n, ...) and a weight for each example of each (2, n), the same each time."""
     source = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(outputs.shape, generator=source, dtype=result_dtype(outputs.dtype)).to(outputs)
-    weights = torch.linspace(1, 2, len(outputs), dtype=result_dtype(outputs.dtype), device=outputs.device)
-    return cotangent, weights
+    dtype = result_dtype(outputs.dtype)
+    directions = torch.randn(2, *outputs.shape, generator=source, dtype=dtype).to(outputs.device)
+    return directions, torch.linspace(1, 2, 2 * len(outputs), dtype=dtype, device=outputs.device).view(2, -1)
+
+
+def _plain_gradient(generator: Generator, network: Network, batch: Batch, cotangent: Tensor) -> Tensor:
+    """J^T cotangent from plain autograd, shape (d,)."""
+    parameters = leaves(generator.model, generator.layer_collection)
+    with torch.enable_grad():
+        outputs = network.with_parameters(parameters, batch)
+    return flatten(pull_back_one(outputs, parameters, cotangent))
 
 
 def _differing(
-    generator: Generator, capture: Capture, cotangent: Tensor, weights: Tensor, plain: Tensor
+    capture: Capture, outputs: Tensor, directions: Tensor, weights: Tensor, plain: Tensor, layers: LayerCollection
 ) -> dict[str, str]:
     """The layers whose Jacobian cannot be read, or whose sum w J is not the plain gradient, with the reason."""
-    try:
-        jacobians = capture.layer_jacobians(cotangent.unsqueeze(0), keep_graph=False)
-    except UnsupportedLayerError:
-        if not capture.refused:
-            raise
+    if capture.refused:
         return capture.refused
-    found = {layer_id: jacobian.vjp(weights.unsqueeze(0)) for layer_id, jacobian in jacobians.items()}
-    return differing_layers(found, plain, generator.layer_collection)
+    try:
+        check_repeatable(capture.outputs.detach(), outputs)
+        jacobians = _jacobians(capture, directions)
+    except UnsupportedLayerError:
+        if not (capture.refused or capture.altered):
+            raise
+        return capture.refused or capture.altered
+    return differing_layers({name: found.vjp(weights) for name, found in jacobians.items()}, plain, layers)
+
+
+def _jacobians(capture: Capture, directions: Tensor) -> dict[str, LayerJacobian]:
+    """The layers' Jacobians, direction by direction if autograd cannot take them at once."""
+    try:
+        return capture.layer_jacobians(directions, keep_graph=True)
+    except RuntimeError as error:
+        if isinstance(error, NNGeoError) or not capture.batched:
+            raise
+        capture.batched = False
+        return capture.layer_jacobians(directions, keep_graph=False)

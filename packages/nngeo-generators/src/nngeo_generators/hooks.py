@@ -1,6 +1,6 @@
 """HooksGenerator: Jacobians from hooks on the modules and one backward pass to the outputs of all layers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as PythonGenerator
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, mov
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks
-from nngeo_generators.examination import examined_plan
+from nngeo_generators.examination import check_examples, examined_plan
 from nngeo_generators.linearize import all_ways
 from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
+from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
 from nngeo_generators.trust import check_finite, check_modes, model_state
 
@@ -60,16 +61,20 @@ class HooksGenerator(Generator):
         check: str = "first-batch",
     ) -> None:
         super().__init__(model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-        self._plan = make_plan(model, self.layer_collection)
+        self._network = Network(model, self._outputs)
+        self._first_plan = self._plan = make_plan(model, self.layer_collection)
+        self._batched = True
         self._trusted: object = None
+        self._inspected: object = None
         self._chunks: dict[object, Chunks] = {}
-        self._ways = all_ways()
+        self._ways = [*all_ways(), self._by_layers]
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
         batch = move_batch(batch, self.device)
-        self._prepare(batch, 0, model_state(self.model))
-        capture = self._forward(batch, 0)
+        if count_examples(batch):
+            self._prepare(batch, 0, model_state(self.model))
+        capture = self._capture(batch, 0)
         return self._slice(capture, batch, directions or slice(0, self.likelihood.n_directions(capture.outputs)))
 
     def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
@@ -82,17 +87,42 @@ class HooksGenerator(Generator):
             chunks = self._prepare(batch, number, state) if n else Chunks(1, 1)
             for examples in blocks(n, 1, chunks.examples):
                 chunk = select_examples(batch, examples)
-                capture = self._forward(chunk, number)
+                capture = self._capture(chunk, number)
                 for directions in blocks(self.likelihood.n_directions(capture.outputs), 1, chunks.directions):
                     yield self._slice(capture, chunk, directions)
 
-    def _forward(self, batch: Batch, number: int, plan: Sequence[Use] | None = None) -> Capture:
-        """One forward pass with hooks on."""
-        capture = Capture(self._plan if plan is None else plan, count_examples(batch))
-        with torch.enable_grad(), listening(capture):
-            capture.outputs = self.outputs(batch, capture.n)
-        check_finite(capture.outputs, self.model, partial(self.outputs, batch, capture.n), number)
+    def _outputs(self, batch: Batch) -> Tensor:
+        return self.outputs(batch, count_examples(batch))
+
+    def _capture(self, batch: Batch, number: int) -> Capture:
+        """One forward pass by the plan; by a better one if this batch shows that it does not do."""
+        capture = self._forward(batch, number, self._plan)
+        if capture.refused and self.check != "off":
+            self._examine(batch, number, self._plan)
+            capture = self._forward(batch, number, self._plan)
+        return capture
+
+    def _forward(self, batch: Batch, number: int, plan: Sequence[Use]) -> Capture:
+        """One forward pass with hooks on, and one over an example alone where calls are to be run again."""
+        capture = self._listen(batch, plan)
+        check_finite(capture.outputs, self.model, partial(self._outputs, batch), number)
         capture.check_unchanged()
+        if capture.needs_axes() and not capture.refused:
+            capture.find_axes(self._listen(select_examples(batch, slice(0, 1)), plan))
+        if self.check != "off":
+            capture.check_order()
+        return capture
+
+    def _listen(self, batch: Batch, plan: Sequence[Use]) -> Capture:
+        capture = Capture(plan, count_examples(batch), self._batched)
+        try:
+            with torch.enable_grad(), listening(capture):
+                capture.outputs = self._network(batch)
+        except Exception:
+            if not capture.altered:
+                raise
+            capture.outputs = self._network(batch)  # raises what the model itself raises
+            capture.refused |= capture.altered
         return capture
 
     def _slice(self, capture: Capture, batch: Batch, chosen: slice) -> JacobianBatch:
@@ -108,26 +138,80 @@ class HooksGenerator(Generator):
     def _prepare(self, batch: Batch, number: int, state: object) -> Chunks:
         """How to cut a batch, found from its last example alone; and the check of the model when it is due."""
         n, shapes = count_examples(batch), example_shapes(batch)
-        seen = (state, n > 1)  # one example alone shows no mixing: the first batch with more is examined again
-        unseen = self._trusted not in (seen, (state, True))
-        if self.check == "every-batch" or (self.check == "first-batch" and unseen):
-            some = select_examples(batch, slice(max(0, n - EXAMINED), n))
-            self._plan = examined_plan(self, self._plan, some, lambda plan: self._forward(some, number, plan))
-            self._trusted = seen
-            self._chunks.clear()
+        if self._is_due(self._trusted, state, n):
+            self._examine(_last(batch, n), number, self._first_plan)
+            self._trusted = (state, n > 1)
         if shapes not in self._chunks:
-            alone = self._forward(select_examples(batch, slice(n - 1, n)), number)
+            alone = self._capture(select_examples(batch, slice(n - 1, n)), number)
             alone.raise_refused()
             directions = self.likelihood.n_directions(alone.outputs)
             budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
             self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, budget)
         return self._chunks[shapes]
 
+    def _by_layers(
+        self, network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs with their graph, and J v from the layers' Jacobians: for a backward pass without derivative of its own."""
+        v = torch.cat([tangent.flatten() for tangent in tangents])
+        chunks = self._prepare(batch, 0, model_state(self.model))
+        rows = []
+        for examples in blocks(count_examples(batch), 1, chunks.examples):
+            capture = self._capture(select_examples(batch, examples), 0)
+            capture.raise_refused()
+            c = capture.outputs[0].numel()
+            identity = torch.eye(c).to(capture.outputs)[:, None].expand(-1, capture.n, -1)
+            changes = [
+                _change(self.layer_collection, capture, identity[some], v, keep_graph=some.stop < c)
+                for some in blocks(c, 1, chunks.directions)
+            ]
+            rows.append(torch.cat(changes).T)
+        outputs = network.with_parameters(parameters, batch)
+        return outputs, torch.cat(rows).reshape(outputs.shape).to(outputs)
+
+    def _is_due(self, seen: object, state: object, n: int) -> bool:
+        """Whether to look at a batch: one example alone shows no mixing, so the first batch with more is due again."""
+        unseen = seen not in ((state, n > 1), (state, True))
+        return self.check == "every-batch" or (self.check == "first-batch" and unseen)
+
+    def _examine(self, batch: Batch, number: int, plan: Sequence[Use]) -> None:
+        """Mend a plan until it is exact on these examples."""
+        forward = partial(self._forward, batch, number)
+        self._plan, self._batched = examined_plan(self, self._network, plan, batch, forward)
+        self._chunks.clear()
+
+    def _inspect(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; the first is seen not to mix examples, which the products of the others then do not either."""
+        check_modes(self.model)
+        state = model_state(self.model)
+        for received in batches:
+            batch = move_batch(received, self.device)
+            n = count_examples(batch)
+            if n and self._is_due(self._inspected, state, n):
+                check_examples(self._network, _last(batch, n))
+                self._inspected = (state, n > 1)
+            yield batch
+
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return push_forward(self, v, batches, self._ways)
+        return push_forward(self, v, self._inspect(batches), self._ways)
 
     def _vjp(self, u: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return pull_back(self, u, batches)
+        return pull_back(self, u, self._inspect(batches))
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_product(self, v, batches, self._ways)
+        return fisher_product(self, v, self._inspect(batches), self._ways)
+
+
+def _last(batch: Batch, n: int) -> Batch:
+    """What is examined of a batch of n examples."""
+    return select_examples(batch, slice(max(0, n - EXAMINED), n))
+
+
+def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:
+    """J v of some outputs of the captured examples, shape (c, n)."""
+    found = capture.layer_jacobians(directions.reshape(len(directions), *capture.outputs.shape), keep_graph)
+    change = v.new_zeros(len(directions), capture.n)
+    for layer_id, place in layers.slices().items():
+        if layer_id in found:
+            change += found[layer_id].jvp(v[place])
+    return change

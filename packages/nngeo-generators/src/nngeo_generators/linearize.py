@@ -12,7 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nngeo_core.errors import NNGeoError
+from nngeo_core.errors import NNGeoError, UnsupportedLayerError
 from nngeo_core.sweep.examples import Batch
 from nngeo_generators.network import Network
 
@@ -66,23 +66,28 @@ class Linearizer:
             metric: L u from the outputs and u.
 
         Raises:
-            NNGeoError: Forward and reverse derivatives of this model differ in every way that was tried.
+            NNGeoError: Forward and reverse derivatives of this model differ, or do not exist, in every way that was tried.
+            Exception: Whatever the model raises in a plain forward pass.
         """
-        first_error: Exception | None = None
+        reasons: list[str] = []
         while True:
-            reason = ""
+            way = self._ways[0]
+            found, error = None, None
             try:
-                found = self._linearize(self._ways[0], network, batch, metric)
+                found = self._linearize(way, network, batch, metric)
                 reason = self._differs(found, metric)
-            except (NotImplementedError, RuntimeError) as error:
-                first_error = first_error or error
-                reason = str(error).partition("\n")[0]
-            if not reason:
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as refusal:  # whatever a model raises that meets dual numbers
+                reason, error = str(refusal).partition("\n")[0], refusal
+            if found is not None and not reason:
                 return found
+            network(batch)  # raises what the model raises by itself
+            reasons.append(f"by {_name(way)}, {reason}")
             if len(self._ways) == 1:
-                raise first_error or NNGeoError(f"{reason}. Use a representation that stores the matrix")
+                raise NNGeoError(f"no way to J v is exact for this model: {'; '.join(reasons)}") from error
             self._ways.pop(0)
-            log.info("products go on by %s: %s", self._ways[0].__name__.strip("_"), reason)
+            log.info("products go on by %s: %s", _name(self._ways[0]), reason)
 
     def _linearize(
         self, way: "Way", network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]
@@ -90,17 +95,32 @@ class Linearizer:
         with _differentiable_attention(), torch.enable_grad():
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
+        if not change.any():
+            self._check_zero(outputs)
+            return Linearization(outputs.detach(), change, [torch.zeros_like(v) for v in self.tangents])
         pulled = pull_back_one(outputs, self.parameters, metric(outputs.detach(), change))
         return Linearization(outputs.detach(), change, pulled)
+
+    def _check_zero(self, outputs: Tensor) -> None:
+        """Raise unless J v = 0 by the backward pass, too: v . (J^T r) = 0 for a random r."""
+        r = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype).to(
+            outputs.device
+        )
+        pulled = pull_back_one(outputs, self.parameters, r)
+        product = _dot(self.tangents, pulled)
+        if product.abs() > self._rounding**0.5 * _norm(self.tangents) * _norm(pulled):
+            raise NNGeoError("J v is zero and v.(J^T r) is not: a derivative is lost on the way")
 
     def _differs(self, found: Linearization, metric: Callable[[Tensor, Tensor], Tensor]) -> str:
         """How far the two sides of the check are apart; empty if they agree, or if there is nothing to compare."""
         quadratic_form = (metric(found.outputs, found.change) * found.change).sum()
-        from_reverse = torch.stack([(v * p).sum() for v, p in zip(self.tangents, found.pulled, strict=True)]).sum()
-        size = _norm(self.tangents) * _norm(found.pulled)
+        from_reverse = _dot(self.tangents, found.pulled)
         if not (from_reverse.isfinite() and quadratic_form.isfinite()):
             return ""
-        if (from_reverse - quadratic_form).abs() <= self._rounding**0.5 * (quadratic_form.abs() + size):
+        difference, rounding = (from_reverse - quadratic_form).abs(), self._rounding**0.5
+        if difference <= rounding * quadratic_form.abs():
+            return ""
+        if difference <= rounding * (quadratic_form.abs() + _norm(self.tangents) * _norm(found.pulled)):
             return ""
         return (
             f"forward-mode and reverse-mode derivatives of this model differ, v.(F v) = {from_reverse.item():.6g} and "
@@ -109,12 +129,21 @@ class Linearizer:
 
 
 def pull_back_one(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> list[Tensor]:
-    """J^T cotangent, parameter by parameter, through the graph of the outputs."""
+    """J^T cotangent, parameter by parameter, through the graph of the outputs.
+
+    Raises:
+        UnsupportedLayerError: Autograd refuses the graph.
+    """
     wanted = list(parameters.values())
     if not outputs.requires_grad:
         return [torch.zeros_like(parameter, requires_grad=False) for parameter in wanted]
     cotangent = cotangent.to(outputs.dtype)
-    return list(torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True, materialize_grads=True))
+    try:
+        return list(torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True, materialize_grads=True))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnsupportedLayerError(f"autograd cannot differentiate this model: {error}") from error
 
 
 Way = Callable[[Network, Mapping[str, Tensor], Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
@@ -136,8 +165,12 @@ def _forward_mode_without_mkldnn(
     network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """The same with torch's own kernels, which have forward formulas where mkldnn's (recurrent cells) have none."""
-    with torch.backends.mkldnn.flags(enabled=False):
+    enabled = torch._C._get_mkldnn_enabled()
+    try:  # `torch.backends.mkldnn.flags` sets an option for Intel GPUs too, and warns where there is none
+        torch._C._set_mkldnn_enabled(False)
         return _forward_mode(network, parameters, tangents, batch)
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _two_reverse_passes(
@@ -157,6 +190,10 @@ def _two_reverse_passes(
     return outputs, change
 
 
+def _name(way: Way) -> str:
+    return way.__name__.strip("_").replace("_", " ")
+
+
 def all_ways() -> list[Way]:
     """What to try on a model of which nothing is known yet."""
     return [_forward_mode, _forward_mode_without_mkldnn, _two_reverse_passes]
@@ -168,7 +205,7 @@ def _differentiable_attention() -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -188,6 +225,10 @@ def _hold_padding(model: nn.Module, tangents: Mapping[str, Tensor]) -> None:
             name = f"{path}.weight" if path else "weight"
             if name in tangents and sum(owner is module.weight for owner in owners) == 1:
                 tangents[name][module.padding_idx] = 0
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(first, second, strict=True)]).sum()
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:

@@ -70,8 +70,17 @@ def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch], wa
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
-    """Leaf tensors that share the values of the collection's parameters, in flat order."""
-    return {name: parameter.detach().requires_grad_() for name, parameter in layers.named_parameters(model)}
+    """Leaf tensors with the values of the collection's parameters, in flat order.
+
+    They are the parameters themselves where these want a gradient, which shows a model that keeps them elsewhere too (in a
+    list, in a closure), unless hooks of the user's would change it.
+    """
+    return {
+        name: parameter
+        if parameter.requires_grad and not parameter._backward_hooks
+        else parameter.detach().requires_grad_()
+        for name, parameter in layers.named_parameters(model)
+    }
 
 
 def flatten(parts: Iterable[Tensor]) -> Tensor:

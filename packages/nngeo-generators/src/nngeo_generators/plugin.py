@@ -6,6 +6,7 @@ from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import hookimpl
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.hooks import HooksGenerator
+from nngeo_generators.rules.attention import MultiheadAttentionRule
 from nngeo_generators.rules.batch_norm import BatchNormRule
 from nngeo_generators.rules.conv import ConvRule
 from nngeo_generators.rules.conv_transpose import ConvTransposeRule
@@ -41,6 +42,7 @@ def nngeo_layer_rules() -> list[LayerRule]:
         InstanceNormRule(),
         LayerNormRule(),
         LinearRule(),
+        MultiheadAttentionRule(),
         RMSNormRule(),
     ]
 

@@ -43,7 +43,7 @@ class StandInRule(GenericRule):
     ) -> LayerJacobian:
         """The gradients of the copies, side by side."""
         gradients = (output_gradients,) if isinstance(output_gradients, Tensor) else output_gradients
-        return DenseJacobian(torch.cat([gradient.flatten(2) for gradient in gradients], 2))
+        return DenseJacobian(torch.cat([gradient.unsqueeze(2).flatten(2) for gradient in gradients], 2))
 
 
 def copies(use: Use, n: int) -> dict[str, Tensor]:
@@ -81,16 +81,19 @@ def try_stand_ins(plan: Sequence[Use], outputs: Tensor, forward: Callable[[Seque
         bare = type(use.rule) is GenericRule and not use.rule.claims_subtree and any(use.module.children())
         for axes in range(MOST_AXES if bare else 0):
             tried = (*plan[:k], replace(use, rule=StandInRule(axes)), *plan[k + 1 :])
-            if _same_outputs(tried, outputs, forward):
+            if _same_outputs(tried, use.layer_id, outputs, forward):
                 plan = tried
                 break
     return tuple(plan)
 
 
-def _same_outputs(plan: Sequence[Use], outputs: Tensor, forward: Callable[[Sequence[Use]], Any]) -> bool:
+def _same_outputs(plan: Sequence[Use], layer_id: str, outputs: Tensor, forward: Callable[[Sequence[Use]], Any]) -> bool:
     try:
-        found = forward(plan).outputs
+        capture = forward(plan)
     except Exception:  # the model cannot take copies in the parameter's place, for whatever reason
         return False
+    if layer_id in capture.refused:
+        return False
+    found = capture.outputs
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
     return bool(found.shape == outputs.shape and (found - outputs).norm() <= tolerance * outputs.norm())

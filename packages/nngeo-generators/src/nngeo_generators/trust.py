@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 
-__all__ = ["check_alone", "check_finite", "differing_layers", "check_modes", "check_repeatable", "model_state"]
+__all__ = ["check_alone", "check_finite", "check_modes", "check_repeatable", "differing_layers", "model_state"]
 
 
 def check_modes(model: nn.Module) -> None:
@@ -57,7 +58,7 @@ def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], 
 
     def look(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
+            if not all(part.isfinite().all() for part in tree_leaves(output) if isinstance(part, Tensor)):
                 found.append(f"'{path}' ({type(module).__name__})")
 
         return hook
@@ -88,14 +89,18 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
 
 
 def check_alone(alone: Tensor, together: Tensor) -> None:
-    """Raise unless an example's outputs are the same alone as in a batch; both of shape (1, ...).
+    """Raise unless some examples' outputs are the same alone as in the whole batch.
+
+    Args:
+        alone: Their outputs without the others.
+        together: Their outputs among the others.
 
     Raises:
         UnsupportedLayerError: The model mixes examples.
     """
     if _differ(alone, together):
         raise UnsupportedLayerError(
-            "an example's outputs differ when it is alone in its batch: the model mixes examples (batch statistics, "
+            "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, "
             "attention along the wrong axis), so no derivative of one example exists; the first dimension of every tensor "
             "must be that of the examples"
         )
@@ -135,7 +140,7 @@ def differing_layers(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCo
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-    return bool((first - second).norm() > _tolerance(first) * second.norm())
+    return first.shape != second.shape or bool((first - second).norm() > _tolerance(first) * second.norm())
 
 
 def _tolerance(tensor: Tensor) -> float:

@@ -19,16 +19,24 @@ class DiagAccumulator(Accumulator):
     """Sums the squares of each layer's Jacobian."""
 
     def accumulate(self, batch: JacobianBatch) -> None:
-        """Add each layer's squares; a layer that was not called adds zero."""
-        if not self.sums:
-            for layer_id, layer in self.layer_collection.items():
-                self.sums[layer_id] = torch.zeros(layer.numel(), dtype=batch.dtype, device=batch.device)
+        """Add each layer's squares; a layer that was not called adds nothing."""
         for layer_id, jacobian in batch.layers.items():
             self.add(layer_id, jacobian.sum_of_squares())
+        if not self.sums:
+            self.add(_NOTHING, torch.zeros((), dtype=batch.dtype, device=batch.device))
 
     def finalize(self) -> Tensor:
         """The diagonal of F, shape (d,)."""
-        return torch.cat([self.sums[layer_id] for layer_id in self.layer_collection]).div_(self.n_examples)
+        some = next(iter(self.sums.values()))
+        parts = [
+            self.sums[layer_id] if layer_id in self.sums else some.new_zeros(layer.numel())
+            for layer_id, layer in self.layer_collection.items()
+        ]
+        return torch.cat(parts).div_(self.n_examples)
+
+
+_NOTHING = "(no layer was called)"
+"""Name of a sum that only tells dtype and device."""
 
 
 class PMatDiag(PMat):

@@ -48,9 +48,10 @@ class KroneckerLayout:
 
     def unpack(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight (..., q, G, A) and the bias (..., q, G) of a flat (..., d): views of it if `leading_inputs` is 1."""
-        stored = flat[..., : self.weight_numel].unflatten(-1, (self.groups, self.leading_inputs, self.outputs, -1))
+        sizes = (self.groups, self.leading_inputs, self.outputs, self.inputs // self.leading_inputs)
+        stored = flat[..., : self.weight_numel].unflatten(-1, sizes)
         weight = stored.movedim(-3, -2).flatten(-2)
-        bias = flat[..., self.weight_numel :].unflatten(-1, (self.groups, -1)) if self.has_bias else None
+        bias = flat[..., self.weight_numel :].unflatten(-1, (self.groups, self.outputs)) if self.has_bias else None
         return weight, bias
 
     def to_matrix(self, flat: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from nngeo_core.layers.grouping import Group, Unsupported, explain_unsupported, 
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.matching import find_module, match_parameters
 from nngeo_core.layers.selection import Choice, select_groups
-from nngeo_core.layers.sources import find_source, find_sources
+from nngeo_core.layers.sources import find_sources, find_sources_of
 
 __all__ = ["LayerCollection"]
 
@@ -58,7 +58,8 @@ class LayerCollection(Mapping[str, Layer]):
         """All parameters of a model, each once: a layer is the set of parameters that the same modules use.
 
         A layer's id is the path of the first module that uses it; where that module has several layers (one of its
-        parameters is tied to another module's), the name of the layer's first parameter.
+        parameters is tied to another module's, or it is an attention with projections of its own), the name of the
+        layer's first parameter.
 
         Args:
             model: The model; nothing in it changes.
@@ -87,12 +88,9 @@ class LayerCollection(Mapping[str, Layer]):
             raise UnsupportedLayerError(explain_unsupported(ignored))
         collection = cls()
         collection.ignored = ignored
-        supported = [group for group in groups if group.unsupported(ignore_unsupported_layers) is None]
-        layers_of_module = Counter(group.sources[0].path for group in supported)
-        for group in supported:
-            path = group.sources[0].path
-            layer_id = path if layers_of_module[path] == 1 else group.names[0]
-            collection._add_group(layer_id, model.get_submodule(path), group)
+        collection._add_groups(
+            model, [group for group in groups if group.unsupported(ignore_unsupported_layers) is None]
+        )
         return collection
 
     def add_layer(self, name: str, layer: Layer, parameter_names: Sequence[str] | None = None) -> None:
@@ -130,9 +128,10 @@ class LayerCollection(Mapping[str, Layer]):
         self.parameter_names[name] = names
 
     def add_layer_from_model(self, model: nn.Module, module: nn.Module) -> None:
-        """Append the layer that one module of a model makes up, under the module's path.
+        """Append the layer that one module of a model makes up, under the id that it has in `from_model`.
 
-        A parameter that is tied to another module's is taken whole, under its first name.
+        A module whose rule takes its parameters in parts (attention) makes up several layers, as in `from_model`. A
+        parameter that is tied to another module's is taken whole, under its first name.
 
         Args:
             model: The model.
@@ -150,14 +149,20 @@ class LayerCollection(Mapping[str, Layer]):
             >>> layers.parameter_names
             {'2': ('2.weight', '2.bias')}
         """
-        (group,) = group_parameters([find_source(model, module)])
-        if group.unsupported() is not None:
-            raise UnsupportedLayerError(explain_unsupported(find_unsupported(model, [group])))
-        self._add_group(group.sources[0].path, module, group)
+        groups = group_parameters(find_sources_of(model, module))
+        unsupported = find_unsupported(model, groups)
+        if unsupported:
+            raise UnsupportedLayerError(explain_unsupported(unsupported))
+        self._add_groups(model, groups)
 
-    def _add_group(self, layer_id: str, module: nn.Module, group: Group) -> None:
-        self.add_layer(layer_id, group.sources[0].record(module, group.names), group.names)
-        self._rule_names[layer_id] = group.rule_names
+    def _add_groups(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Append one layer for each group, under its module's path if that means no other layer."""
+        layers_of_module = Counter(group.sources[0].path for group in groups)
+        for group in groups:
+            source = group.sources[0]
+            layer_id = source.path if source.whole and layers_of_module[source.path] == 1 else group.names[0]
+            self.add_layer(layer_id, source.record(model.get_submodule(source.path), group.names), group.names)
+            self._rule_names[layer_id] = group.rule_names
 
     def get_layerid_module_maps(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[nn.Module, str]]:
         """The module of each layer, and the layer of each module.

@@ -58,9 +58,9 @@ def group_parameters(sources: Iterable[Source], names: Container[str] | None = N
         for name in dict.fromkeys(source.names.values()):
             if names is None or name in names:
                 users.setdefault(name, []).append(source)
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name, using in users.items():
-        groups.setdefault(tuple(source.path for source in using), []).append(name)
+        groups.setdefault(tuple((source.path, *source.names) for source in using), []).append(name)
     return tuple(Group(tuple(users[names[0]]), tuple(names)) for names in groups.values())
 
 

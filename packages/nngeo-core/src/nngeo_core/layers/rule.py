@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,6 +13,8 @@ from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.layers.layer import Layer
 
 __all__ = ["Call", "LayerRule"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,18 @@ class Call:
         keywords: Keyword arguments, likewise.
         path: The module's path in the model, for messages.
         n_examples: n.
+        argument_axes: For each leaf of the arguments and keywords, the axis of the examples, or None where they share it;
+            None as a whole if the examples are first in all tensors.
+        output_axes: The same for the floating-point tensors that the module returned.
     """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     path: str
     n_examples: int = 1
-    _memo: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    argument_axes: tuple[int | None, ...] | None = None
+    output_axes: tuple[int, ...] | None = None
+    _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def tensor(self, keyword: str, position: int) -> Tensor:
         """The tensor that was given at a position, or by keyword; in half precision, its values in float32.
@@ -43,11 +50,12 @@ class Call:
             raise UnsupportedLayerError(f"'{self.path}' was called without a tensor as its '{keyword}'")
         return given.to(result_dtype(given.dtype)) if given.is_floating_point() else given
 
-    def once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+    def once(self, key: str, compute: Callable[[], T]) -> T:
         """What `compute` returns, computed at the first request and kept for later chunks of output directions."""
         if key not in self._memo:
             self._memo[key] = compute()
-        return self._memo[key]
+        kept: T = self._memo[key]
+        return kept
 
 
 class LayerRule(ABC):
@@ -63,10 +71,19 @@ class LayerRule(ABC):
     """True when the module uses its children's parameters without calling the children."""
     structured: ClassVar[bool] = True
     """False for a way of last resort, without structure, that `ignore_unsupported_layers=True` leaves out."""
+    one_output: ClassVar[bool] = True
+    """False when `jacobian` takes whatever the module returned: several tensors, or the examples on another axis."""
 
     @abstractmethod
     def describe(self, module: nn.Module) -> Layer:
         """The layer's record: its parameters in the order in which `jacobian` lays them out."""
+
+    def parts(self, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """The names of `describe`, cut into the layers that the module makes up; one unless a rule says otherwise.
+
+        `jacobian` is asked for names of one part at a time, each in a structure of its own.
+        """
+        return (tuple(self.describe(module).parameter_shapes()),)
 
     def check(self, module: nn.Module) -> None:
         """Raise `UnsupportedLayerError` for a configuration that this rule cannot differentiate exactly."""
@@ -79,6 +96,7 @@ class LayerRule(ABC):
             module: The module that was called.
             call: The arguments of the call.
             output_gradients: Shape (c, n, *output shape of one example): the derivative of direction c of example n with
-                respect to this call's output; a tuple of such tensors for a module that returned several.
-            names: Names local to the module, a subset of `describe(module)`'s, in its order.
+                respect to this call's output. With `one_output = False`, shape (c, *output shape), the examples where
+                the module has them, and a tuple of such tensors for a module that returned several.
+            names: Names local to the module, a subset of one of its `parts`, in that order.
         """

@@ -12,23 +12,25 @@ from nngeo_core.layers.layer import Layer, ParameterLayer
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import registry
 
-__all__ = ["Source", "find_rule", "find_source", "find_sources"]
+__all__ = ["Source", "find_rule", "find_sources", "find_sources_of"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One module that uses parameters of its own.
+    """One module that uses parameters of its own, or one of the parts that its rule differentiates each by itself.
 
     Attributes:
         path: The module's path in the model, the first one where it is shared.
         rule: What differentiates the module, or None if nothing does.
         names: Local parameter name -> its (first) name in `model.named_parameters()`, in the rule's order. A tied
             parameter appears in several sources under one and the same first name.
+        whole: Whether the rule takes all of the module's parameters together.
     """
 
     path: str
     rule: LayerRule | None
     names: dict[str, str]
+    whole: bool = True
 
     def record(self, module: nn.Module, names: tuple[str, ...]) -> Layer:
         """The record of a layer of the named ones of this module's parameters: the rule's own if it holds all."""
@@ -84,17 +86,18 @@ def find_sources(model: nn.Module, names: Collection[str] | None = None) -> tupl
     for path, module in model.named_modules():
         if module in claimed:
             continue
-        source = _source(path, module, first_names)
-        if any(names is None or name in names for name in source.names.values()):
-            _check(source, module)
-            sources.append(source)
-        if source.rule is not None and source.rule.claims_subtree:
+        rule = _select_rule(module)
+        for source in _sources(path, module, rule, first_names):
+            if any(names is None or name in names for name in source.names.values()):
+                _check(source, module)
+                sources.append(source)
+        if rule is not None and rule.claims_subtree:
             claimed.update(module.modules())
     return tuple(sources)
 
 
-def find_source(model: nn.Module, module: nn.Module) -> Source:
-    """The source of one module; the rest of the model is not looked at.
+def find_sources_of(model: nn.Module, module: nn.Module) -> tuple[Source, ...]:
+    """The sources that one module is, one for each of its parts; the rest of the model is not looked at.
 
     Raises:
         UnsupportedLayerError: If the module's rule refuses its configuration.
@@ -103,18 +106,22 @@ def find_source(model: nn.Module, module: nn.Module) -> Source:
     path = next((path for path, other in model.named_modules() if other is module), None)
     if path is None:
         raise ValueError(f"this {type(module).__name__} is not a module of the model: pass one of model.modules()")
-    source = _source(path, module, _first_names(model))
-    if not source.names:
+    sources = _sources(path, module, _select_rule(module), _first_names(model))
+    if not sources:
         raise ValueError(f"module '{path}' ({type(module).__name__}) has no parameters of its own: pass its children")
-    _check(source, module)
-    return source
+    for source in sources:
+        _check(source, module)
+    return sources
 
 
-def _source(path: str, module: nn.Module, first_names: dict[nn.Parameter, str]) -> Source:
-    rule = _select_rule(module)
+def _sources(
+    path: str, module: nn.Module, rule: LayerRule | None, first_names: dict[nn.Parameter, str]
+) -> tuple[Source, ...]:
+    """One source for each part of the module that has parameters."""
     own = _own_parameters(module, rule)
-    order = own if rule is None else (name for name in rule.describe(module).parameter_shapes() if name in own)
-    return Source(path, rule, {name: first_names[own[name]] for name in order})
+    parts = (tuple(own),) if rule is None else rule.parts(module)
+    held = [{name: first_names[own[name]] for name in part if name in own} for part in parts]
+    return tuple(Source(path, rule, names, whole=len(parts) == 1) for names in held if names)
 
 
 def _check(source: Source, module: nn.Module) -> None:

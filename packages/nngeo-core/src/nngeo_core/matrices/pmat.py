@@ -11,7 +11,8 @@ from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.generator import Generator
-from nngeo_core.sweep.populate import populate
+from nngeo_core.sweep.populate import collect
+from nngeo_core.vectors.checked import checked_flat
 from nngeo_core.vectors.pvector import PVector
 
 __all__ = ["PMat"]
@@ -73,8 +74,8 @@ class PMat(ABC):
         if generator is not None and examples is not None:
             layer_collection.check_same(generator.layer_collection)
             sums = self.accumulator(layer_collection)
-            populate(generator, examples, [sums], type(self).__name__ if progress else False)
-            data, self.n_examples = sums.finalize(), sums.n_examples
+            (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False)
+            self.n_examples = sums.n_examples
         self.data = self._checked(data)
 
     @abstractmethod
@@ -241,18 +242,7 @@ class PMat(ABC):
         )
 
     def _flat(self, v: PVector) -> Tensor:
-        if not isinstance(v, PVector):
-            raise TypeError(
-                f"expected a PVector, got {type(v).__name__}; PVector(layer_collection, vector_repr=tensor) makes one"
-            )
-        self.layer_collection.check_same(v.layer_collection)
-        flat = v.get_flat_representation()
-        if torch.promote_types(flat.dtype, self.dtype) != self.dtype:
-            raise TypeError(
-                f"the vector is {flat.dtype} and the matrix {self.dtype}; use v.to(dtype={self.dtype}), or compute the matrix "
-                "from a model in the vector's dtype"
-            )
-        return flat.to(self.dtype)
+        return checked_flat(v, self.layer_collection, self.dtype)
 
     def _vector(self, flat: Tensor) -> PVector:
         return PVector(self.layer_collection, vector_repr=flat)

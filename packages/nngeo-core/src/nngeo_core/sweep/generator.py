@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from collections.abc import Generator as PythonGenerator
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
@@ -15,6 +17,7 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
+from nngeo_core.vectors.checked import checked_flat
 from nngeo_core.vectors.fvector import FVector
 from nngeo_core.vectors.pvector import PVector
 
@@ -101,9 +104,9 @@ class Generator(ABC):
             LayerCollectionMismatchError: v is about other layers.
             ValueError: There are no examples.
         """
-        self.layer_collection.check_same(v.layer_collection)
+        flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
-            return FVector(self._jvp(v.get_flat_representation(), iterate_batches(examples)))
+            return FVector(self._jvp(flat, iterate_batches(examples)))
 
     @abstractmethod
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
@@ -120,6 +123,8 @@ class Generator(ABC):
             ShapeError: u does not have the shape (c, n) of the outputs.
             ValueError: There are no examples.
         """
+        if not isinstance(u, FVector):
+            raise TypeError(f"expected an FVector, got {type(u).__name__}; FVector(vector_repr=tensor) makes one")
         with undisturbed(self.model, self.device), torch.no_grad():
             return PVector(self.layer_collection, self._vjp(u.vector_repr, iterate_batches(examples)))
 
@@ -138,14 +143,19 @@ class Generator(ABC):
             LayerCollectionMismatchError: v is about other layers.
             ValueError: There are no examples.
         """
-        self.layer_collection.check_same(v.layer_collection)
+        flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
-            product = self._product(v.get_flat_representation(), iterate_batches(examples))
+            product = self._product(flat, iterate_batches(examples))
         return PVector(self.layer_collection, product)
 
     @abstractmethod
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         """F v, shape (d,), for v of shape (d,)."""
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype of products: that of the parameters, at least float32."""
+        dtypes = [parameter.dtype for _, parameter in self.layer_collection.named_parameters(self.model)]
+        return result_dtype(reduce(torch.promote_types, dtypes))
 
     def outputs(self, batch: Batch, n: int) -> Tensor:
         """The outputs of the n examples of a batch, checked.

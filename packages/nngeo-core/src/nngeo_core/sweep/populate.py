@@ -12,7 +12,7 @@ from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, itera
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 
-__all__ = ["populate", "with_progress"]
+__all__ = ["collect", "populate", "with_progress"]
 
 
 def populate(
@@ -47,6 +47,18 @@ def populate(
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
 
 
+def collect(
+    generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool | str = False
+) -> list[Any]:
+    """`populate`, then the data of each matrix, as ordinary tensors whatever mode the caller is in.
+
+    Takes and raises what `populate` does.
+    """
+    populate(generator, examples, accumulators, progress)
+    with torch.inference_mode(False), torch.no_grad():
+        return [accumulator.finalize() for accumulator in accumulators]
+
+
 def _one_pass(generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator], number: int) -> None:
     for accumulator in accumulators:
         accumulator.begin_pass(number)
@@ -54,6 +66,7 @@ def _one_pass(generator: Generator, batches: Iterator[Batch], accumulators: Sequ
         for batch in stream:
             for accumulator in accumulators:
                 accumulator.update(batch)
+            del batch  # or it would still be there while the next one is made
 
 
 def with_progress(examples: Any, description: str | None) -> Iterator[Batch]:

@@ -1,8 +1,9 @@
 """Leaving the user's model and process as they were."""
 
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy
 import torch
@@ -15,11 +16,30 @@ __all__ = ["undisturbed"]
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a computation that leaves no trace, whatever mode the caller is in and also when an exception ends it.
 
-    Restored on leaving: the model's buffers, and the global random states of torch (CPU and `device`), numpy and Python.
-    (Iterating a DataLoader draws a seed from torch's global generator, and data sets draw augmentations from any of them.)
-    A caller's `inference_mode` is left for the duration, so that results can take part in autograd.
+    Restored on leaving: the model's buffers, what its modules note of their calls, and the global random states of torch (CPU
+    and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global generator, and data sets draw
+    augmentations from any of them.) A caller's `inference_mode` is left for the duration, so that results can take part in
+    autograd. Compiled models run as they were written: hooks, forward mode and vmap do not reach into compiled code.
     """
-    with torch.inference_mode(False), _restored_random_states(device), _restored_buffers(model):
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for restored in (
+            _restored_random_states(device),
+            _uncompiled(),
+            _restored_attributes(model),
+            _restored_buffers(model),
+        ):
+            stack.enter_context(restored)
+        yield
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` returned eagerly; without the seconds of importing the compiler where nothing was compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -33,6 +53,18 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def _restored_attributes(model: nn.Module) -> Iterator[None]:
+    """What modules note of their last call, such as attention weights, would keep graphs alive or belong to vmap."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
 
 
 @contextmanager

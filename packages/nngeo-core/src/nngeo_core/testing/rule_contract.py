@@ -40,7 +40,7 @@ class RuleCase:
     def call(self) -> Call:
         """The call as a forward hook sees it."""
         arguments = (self.arguments,) if isinstance(self.arguments, Tensor) else self.arguments
-        return Call(tuple(part.detach() for part in arguments), {}, "module")
+        return Call(tuple(part.detach() for part in arguments), {}, "module", len(arguments[0]))
 
     def first(self, n: int) -> RuleCase:
         """The case with its first n examples."""
@@ -62,7 +62,7 @@ class RuleContract:
     """What is asked of a LayerRule: subclass it in a test file, give the rule and the cases, and pytest does the rest.
 
     For every case, in float64 to 1e-10 and in float32 to 1e-4: the Jacobian equals `torch.autograd.grad` through the
-    module called on each example alone, for all parameters together and each of them alone; every contraction passes
+    module called on each example alone, for all parameters of a part together and each of them alone; every contraction passes
     `JacobianContract`'s checks; two calls of the module add up; one example and one direction are no special case.
 
     Attributes:
@@ -122,7 +122,7 @@ class RuleContract:
         assert described == self.rule.describe(module), "two descriptions of one module differ"
 
     def test_jacobian_equals_autograd(self, build: Callable[[], RuleCase], dtype: torch.dtype) -> None:
-        """For all parameters and for each alone; several directions and one; all examples and one."""
+        """For all parameters of a part and for each alone; several directions and one; all examples and one."""
         case = build().to(dtype)
         for names in self._name_choices(case):
             for part, directions in ((case, 3), (case, 1), (case.first(1), 3), (case.first(1), 1)):
@@ -152,9 +152,9 @@ class RuleContract:
                 check(both, first)
 
     def _name_choices(self, case: RuleCase) -> list[tuple[str, ...]]:
-        """All parameters together, and each alone, in the rule's order."""
-        names = tuple(self.rule.describe(case.module).parameter_shapes())
-        return [names, *((name,) for name in names if len(names) > 1)]
+        """All parameters of each part together, and each alone, in the rule's order."""
+        parts = self.rule.parts(case.module)
+        return [*parts, *((name,) for names in parts for name in names if len(names) > 1)]
 
     def _jacobian(
         self, case: RuleCase, names: tuple[str, ...], directions: int, seed: int = 0

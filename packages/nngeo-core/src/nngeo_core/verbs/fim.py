@@ -11,7 +11,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
-from nngeo_core.sweep.populate import populate
+from nngeo_core.sweep.populate import collect
 
 __all__ = ["FIM"]
 
@@ -85,12 +85,11 @@ def FIM(
     layers = generator.layer_collection
     accumulators = [kind.accumulator(layers) for kind in kinds]
     label = ", ".join(kind.__name__ for kind in kinds)
-    populate(generator, loader, accumulators, label if progress else False)
-    with torch.inference_mode(False), torch.no_grad():
-        matrices = [
-            kind(generator, data=sums.finalize(), n_examples=sums.n_examples)
-            for kind, sums in zip(kinds, accumulators, strict=True)
-        ]
+    found = collect(generator, loader, accumulators, label if progress else False)
+    matrices = [
+        kind(generator, data=data, n_examples=sums.n_examples)
+        for kind, data, sums in zip(kinds, found, accumulators, strict=True)
+    ]
     return matrices if several else matrices[0]
 
 

@@ -23,6 +23,7 @@ class GenericRule(LayerRule):
     name = "generic"
     module_types = ()
     structured = False
+    one_output = False
 
     def __init__(self, subtree: bool) -> None:
         self.claims_subtree = subtree  # type: ignore[misc]
