@@ -1,6 +1,7 @@
 """J v, J^T u and F v with nothing stored, against the dense matrices of the oracles."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -225,3 +226,33 @@ def test_a_module_registered_twice_keeps_its_parameters(hooks: Hooks) -> None:
     assert shared.weight is weight
     dense = generator.jacobian(X).layers["0"].second_moment() / 4
     assert relative_error(product, dense @ v.get_flat_representation()) < 1e-12
+
+
+@pytest.mark.parametrize("likelihood", [ClassifLogits(), GaussianLikelihood()], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [
+        ("mlp", {"only": ["2"]}),
+        ("mlp-frozen-bias", {"trainable_only": True}),
+        ("conv", {"only": ["0", "6"]}),
+        ("called-twice", {"only": ["repeated"]}),
+    ],
+    ids=["last-layer", "without-a-bias", "first-and-last", "called-twice"],
+)
+def test_some_of_the_layers_give_the_block(
+    model: str, choice: dict[str, Any], likelihood: ClassifLogits, hooks: Hooks
+) -> None:
+    case = MODELS[model]()
+    generator = hooks(case.model, likelihood, layer_collection=LayerCollection.from_model(case.model, **choice))
+    every = LayerCollection.from_model(case.model).named_parameters(case.model)
+    held = [torch.full((p.numel(),), name in names(generator)) for name, p in every]
+    block = torch.cat(held).nonzero().squeeze(1)
+    v, every_name = draw(generator), [name for name, _ in every]
+    exact = fisher(case.model, case.inputs, every_name, likelihood.name)[block][:, block]
+    jacobian = output_jacobian(case.model, case.inputs, every_name)[..., block]
+    u = random_fvector(len(case.inputs), case.n_output, dtype=torch.float64)
+    product, pulled = generator.product(v, case.inputs), generator.vjp(u, case.inputs)
+    assert 0 < len(block) < sum(len(part) for part in held)
+    assert relative_error(product.get_flat_representation(), exact @ v.get_flat_representation()) < 1e-12
+    assert relative_error(generator.jvp(v, case.inputs).vector_repr, jacobian @ v.get_flat_representation()) < 1e-12
+    assert relative_error(pulled.get_flat_representation(), torch.einsum("cn,cnd->d", u.vector_repr, jacobian)) < 1e-12

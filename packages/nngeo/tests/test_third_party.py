@@ -16,6 +16,8 @@ from nngeo import (
     Call,
     DenseJacobian,
     JacobianBatch,
+    KroneckerJacobian,
+    KroneckerLayout,
     Layer,
     LayerCollection,
     LayerJacobian,
@@ -28,7 +30,7 @@ from nngeo import (
     hookimpl,
 )
 from nngeo_core.plugins import registry
-from nngeo_core.testing import MODELS, Case, PMatContract, fisher, relative_error
+from nngeo_core.testing import MODELS, Case, PMatContract, fisher, kronecker_block, relative_error
 
 X = torch.randn(6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -82,6 +84,32 @@ class QuadraticRule(LayerRule):
     ) -> LayerJacobian:
         x = call.tensor("x", 0)
         return DenseJacobian(torch.einsum("cn,ni,nj->cnij", output_gradients[..., 0], x, x).flatten(2))
+
+
+class Squares(nn.Module):
+    """y = W x^2 + b at every position."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(outputs, inputs)), nn.Parameter(torch.rand(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square() @ self.weight.T + self.bias
+
+
+class SquaresRule(LayerRule):
+    name = "squares"
+    module_types = (Squares,)
+
+    def describe(self, module: nn.Module) -> Layer:
+        return ParameterLayer(tuple((name, tuple(p.shape)) for name, p in module.named_parameters()))
+
+    def jacobian(
+        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
+    ) -> LayerJacobian:
+        x, g = call.tensor("x", 0), output_gradients
+        layout = KroneckerLayout(groups=1, outputs=g.shape[-1], inputs=x.shape[-1], has_bias=True)
+        return KroneckerJacobian(x.square().unsqueeze(2), g.unsqueeze(3), layout)
 
 
 class TraceSum(Accumulator):
@@ -149,7 +177,7 @@ class PMatTrace(PMat):
 class Plugin:
     @hookimpl
     def nngeo_layer_rules(self) -> list[LayerRule]:
-        return [ScaleRule(), QuadraticRule()]
+        return [ScaleRule(), QuadraticRule(), SquaresRule()]
 
     @hookimpl
     def nngeo_representations(self) -> list[type[PMat]]:
@@ -205,6 +233,21 @@ def test_a_quadratic_layer_in_every_linear_representation(registered: None) -> N
     assert relative_error(dense.get_dense_tensor(), expected) <= 1e-12
     assert relative_error(diag.get_diag(), expected.diagonal()) <= 1e-12
     assert relative_error(trace.trace(), expected.trace()) <= 1e-12
+
+
+@pytest.mark.parametrize("memory_budget", [None, 1], ids=["at-once", "in-slices"])
+def test_kfac_of_a_rule_with_kronecker_structure_is_the_formula(registered: None, memory_budget: int | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Squares(4, 2), nn.Tanh(), _MeanOverPositions()).double()
+    dense, kfac = FIM(model, X, ["dense", "kfac"], variant="regression", memory_budget=memory_budget)
+    n, s, _ = X.shape
+    a = torch.cat((X.square(), torch.ones(n, s, 1, dtype=X.dtype)), 2).flatten(0, 1)  # the bias's input is 1
+    slopes = (1 - model[0](X).detach().tanh().square()).flatten(0, 1) / s  # output o depends on unit o alone
+    inputs, outputs = a.T @ a / n, (slopes.T @ slopes).diagonal().diag() / (n * s)
+    expected = kronecker_block(inputs[None], outputs[None], has_bias=True)
+    assert relative_error(kfac.get_dense_tensor(), expected) <= 1e-12
+    exact = fisher(model, X, _names(dense.layer_collection), "regression")
+    assert relative_error(dense.get_dense_tensor(), exact) <= 1e-12
 
 
 @pytest.mark.parametrize(

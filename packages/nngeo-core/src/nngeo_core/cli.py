@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nngeo", description="Fisher matrices and tangent kernels of PyTorch models.")
+    parser = argparse.ArgumentParser(prog="nngeo", description="Fisher matrices of PyTorch models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     plugins = commands.add_parser("plugins", help="list every plugin, what it provides, and its state")
     plugins.set_defaults(run=_plugins)

@@ -1,11 +1,12 @@
 """How many examples and output directions go through the model at once: bytes counted on one example."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-__all__ = ["Chunks", "DEFAULT_MEMORY_BUDGET", "Footprint", "choose_chunks", "measure"]
+__all__ = ["Chunks", "DEFAULT_MEMORY_BUDGET", "Footprint", "choose_chunks", "graph_bytes", "measure"]
 
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that captured inputs and output gradients may take together."""
@@ -37,6 +38,20 @@ class Chunks:
 
     examples: int
     directions: int
+
+
+def graph_bytes(run: Callable[[], object], known: Iterable[Tensor]) -> int:
+    """Bytes of the tensors that autograd keeps for a backward pass through `run`, the known ones (parameters) left out."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values()) - sum(kept.get(tensor.untyped_storage().data_ptr(), 0) for tensor in known)
 
 
 def measure(calls: Iterable[tuple[int, int]]) -> Footprint:

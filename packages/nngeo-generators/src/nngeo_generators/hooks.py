@@ -16,7 +16,7 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples, targets_of
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
-from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks
+from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks, graph_bytes
 from nngeo_generators.examination import check_examples, examined_plan
 from nngeo_generators.linearize import all_ways
 from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
@@ -31,14 +31,14 @@ EXAMINED = 16
 
 
 class HooksGenerator(Generator):
-    """The generator for any model whose layers have rules.
+    """The generator for any model: layers with a rule by their structure, all others the generic way, example by example.
 
     During a forward pass, a hook on each module notes what it was called with and the place in the graph where the
     derivative with respect to its output will arrive. One call of `torch.autograd.grad` to those places then yields, for
     any number of output directions, all that the layer rules need; no parameter gradient is ever formed.
 
-    Takes the arguments of `Generator`. Raises `UnsupportedLayerError` on construction if a parameter of the layer
-    collection belongs to a module without a rule.
+    Takes the arguments of `Generator`. The first batch is compared with a plain gradient pass: a layer that differs goes
+    the next way, and `UnsupportedLayerError` is raised if none is exact.
 
     Example:
         >>> from nngeo_core import GaussianLikelihood
@@ -118,8 +118,8 @@ class HooksGenerator(Generator):
         try:
             with torch.enable_grad(), listening(capture):
                 capture.outputs = self._network(batch)
-        except Exception:
-            if not capture.altered:
+        except Exception as error:
+            if not capture.altered or isinstance(error, torch.OutOfMemoryError):
                 raise
             capture.outputs = self._network(batch)  # raises what the model itself raises
             capture.refused |= capture.altered
@@ -139,7 +139,7 @@ class HooksGenerator(Generator):
         """How to cut a batch, found from its last example alone; and the check of the model when it is due."""
         n, shapes = count_examples(batch), example_shapes(batch)
         if self._is_due(self._trusted, state, n):
-            self._examine(_last(batch, n), number, self._first_plan)
+            self._examine(self._sample(batch, n), number, self._first_plan)
             self._trusted = (state, n > 1)
         if shapes not in self._chunks:
             alone = self._capture(select_examples(batch, slice(n - 1, n)), number)
@@ -174,6 +174,14 @@ class HooksGenerator(Generator):
         unseen = seen not in ((state, n > 1), (state, True))
         return self.check == "every-batch" or (self.check == "first-batch" and unseen)
 
+    def _sample(self, batch: Batch, n: int) -> Batch:
+        """What is examined of a batch of n examples: its last ones, as many as three graphs of them fit the budget."""
+        few = min(n, 2)
+        forward = partial(self._network, select_examples(batch, slice(n - few, n)))
+        each = 3 * graph_bytes(forward, self.model.parameters()) // few
+        some = max(2, min(EXAMINED, (self.memory_budget or DEFAULT_MEMORY_BUDGET) // max(1, each)))
+        return select_examples(batch, slice(max(0, n - some), n))
+
     def _examine(self, batch: Batch, number: int, plan: Sequence[Use]) -> None:
         """Mend a plan until it is exact on these examples."""
         forward = partial(self._forward, batch, number)
@@ -188,7 +196,7 @@ class HooksGenerator(Generator):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
             if n and self._is_due(self._inspected, state, n):
-                check_examples(self._network, _last(batch, n))
+                check_examples(self._network, self._sample(batch, n))
                 self._inspected = (state, n > 1)
             yield batch
 
@@ -200,11 +208,6 @@ class HooksGenerator(Generator):
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         return fisher_product(self, v, self._inspect(batches), self._ways)
-
-
-def _last(batch: Batch, n: int) -> Batch:
-    """What is examined of a batch of n examples."""
-    return select_examples(batch, slice(max(0, n - EXAMINED), n))
 
 
 def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:

@@ -61,6 +61,8 @@ class Replay:
                 if found is not None and self._is_right(found, gradients, axes):
                     return found
                 return self._looped(gradients, axes)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever the module raises when it meets one example alone
             raise UnsupportedLayerError(
                 f"'{self.call.path}' ({type(self.module).__name__}) cannot be run again on one example alone: {error}"

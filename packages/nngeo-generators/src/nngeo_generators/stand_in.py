@@ -90,6 +90,8 @@ def try_stand_ins(plan: Sequence[Use], outputs: Tensor, forward: Callable[[Seque
 def _same_outputs(plan: Sequence[Use], layer_id: str, outputs: Tensor, forward: Callable[[Sequence[Use]], Any]) -> bool:
     try:
         capture = forward(plan)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # the model cannot take copies in the parameter's place, for whatever reason
         return False
     if layer_id in capture.refused:

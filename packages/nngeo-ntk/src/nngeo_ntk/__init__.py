@@ -1,4 +1,4 @@
-"""Function space: finite-width neural tangent kernels and the maps between parameters and outputs."""
+"""The place of function space: in this release, the plugin module that kernels and maps will register in."""
 
 __version__ = "0.1.0"
 

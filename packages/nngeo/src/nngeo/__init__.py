@@ -1,4 +1,4 @@
-"""Fisher information matrices and neural tangent kernels of PyTorch models.
+"""Fisher information matrices of PyTorch models, and linear algebra with them whatever their representation.
 
 Every public name of `nngeo_core`, `nngeo_generators`, `nngeo_ntk` and `nngeo_reprs` under one roof.
 """

@@ -221,6 +221,7 @@ _relu = partial(nn.ReLU, inplace=True)
 MODELS: dict[str, Callable[[], Case]] = {
     "mlp": mlp,
     "mlp-one-example": partial(mlp, n_examples=1),
+    "mlp-five-outputs": partial(mlp, widths=(4, 3, 5)),
     "mlp-no-bias": partial(mlp, bias=False),
     "mlp-relu-inplace": partial(mlp, widths=(5, 8, 6, 3), activation=_relu),
     "mlp-one-parameter-layer": partial(mlp, widths=(4, 1, 1, 3), bias=False),

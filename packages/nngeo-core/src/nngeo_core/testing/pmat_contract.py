@@ -79,10 +79,11 @@ class PMatContract(PMatAlgebraContract):
         assert relative_error(matrix.get_dense_tensor(), expected) <= TOLERANCE
         assert matrix.n_examples == len(case.inputs)
 
-    def test_float32(self, case: Case, matrix: PMat) -> None:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_float32(self, case: Case, variant: str) -> None:
         """A model in float32 gives a matrix in float32, to 1e-4."""
-        single = case.to(torch.float32)
-        found = self.representation(_generator(single, VARIANTS[0]), examples=single.inputs)
+        single, matrix = case.to(torch.float32), _matrix(self.representation, case, variant)
+        found = self.representation(_generator(single, variant), examples=single.inputs)
         assert found.dtype == torch.float32
         assert relative_error(found.get_dense_tensor(), matrix.get_dense_tensor()) <= 1e-4
 
@@ -94,10 +95,27 @@ class PMatContract(PMatAlgebraContract):
             assert relative_error(found.get_dense_tensor(), matrix.get_dense_tensor()) <= TOLERANCE
             assert found.n_examples == matrix.n_examples
 
-    def test_chunks_do_not_matter(self, case: Case, matrix: PMat) -> None:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_chunks_do_not_matter(self, case: Case, variant: str) -> None:
         """One output direction of one example at a time, and whatever fits some kilobytes, give the same matrix."""
+        matrix = _matrix(self.representation, case, variant)
         for memory_budget in (1, 4096):
-            found = self.representation(_generator(case, VARIANTS[0], memory_budget), examples=case.inputs)
+            found = self.representation(_generator(case, variant, memory_budget), examples=case.inputs)
+            assert relative_error(found.get_dense_tensor(), matrix.get_dense_tensor()) <= TOLERANCE
+            assert found.n_examples == matrix.n_examples
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_slices_of_directions_do_not_matter(self, case: Case, variant: str) -> None:
+        """One, three or all output directions of all examples at a time give the same matrix."""
+        generator, matrix = _generator(case, variant), _matrix(self.representation, case, variant)
+        total = generator.jacobian(case.inputs).total_directions
+        for width in (1, 3, total):
+            sums = self.representation.accumulator(generator.layer_collection)
+            for number in range(sums.passes):
+                sums.begin_pass(number)
+                for start in range(0, total, width):
+                    sums.update(generator.jacobian(case.inputs, slice(start, min(start + width, total))))
+            found = self.representation(generator, data=sums.finalize(), n_examples=sums.n_examples)
             assert relative_error(found.get_dense_tensor(), matrix.get_dense_tensor()) <= TOLERANCE
             assert found.n_examples == matrix.n_examples
 
