@@ -161,3 +161,31 @@ def test_a_parameter_kept_in_a_list_has_its_whole_derivative(build: Build, hooks
     jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     expected = jacobian.T @ (jacobian @ v.get_flat_representation()) / 4
     assert relative_error(generator.product(v, X).get_flat_representation(), expected) < 1e-12
+
+
+class StraightThrough(nn.Module):
+    """Rounds one output without telling autograd: forward mode carries the rounding's tangent along, reverse mode does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = 3 * self.a(x)
+        with torch.no_grad():
+            rounding = h.round() - h
+        return torch.cat([h + rounding, self.b(x).tanh()], 1)
+
+
+def test_a_derivative_lost_where_the_free_check_cannot_see_it() -> None:
+    from nngeo_core import LayerCollection, PVector
+    from nngeo_core.testing import fisher, relative_error
+    from nngeo_generators import HooksGenerator
+
+    torch.manual_seed(0)
+    model, x = StraightThrough().double(), torch.randn(6, 4, dtype=torch.float64)
+    layers = LayerCollection.from_model(model)
+    names = [name for name, _ in layers.named_parameters(model)]
+    v = torch.randn(layers.numel(), dtype=torch.float64)
+    found = HooksGenerator(model, "regression").product(PVector(layers, vector_repr=v), x)
+    assert relative_error(found.get_flat_representation(), fisher(model, x, names, "regression") @ v) <= 1e-10

@@ -13,7 +13,10 @@ X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_se
 
 @pytest.mark.parametrize(("operation", "moves"), [
     (lambda h: h.tanh() @ h.T, False),
-    (lambda h: h[1:].sum(0), False),
+    (lambda h: h[:, 1:].sum(0), False),
+    (lambda h: h[1:].sum(0), True),
+    (lambda h: torch.stack([h[1], h[0]]), True),
+    (lambda h: torch.cat([h, h], 1), False),
     (lambda h: h.masked_fill(h > 0, 0.0), False),
     (lambda h: h[h[:, 0].argsort()], True),
     (lambda h: h.index_select(0, torch.tensor([0, 0])).exp(), True),

@@ -269,3 +269,33 @@ def test_small_precision_is_compared_with_its_own_tolerance(hooks: Hooks) -> Non
     hidden = model[:2](X.bfloat16()).float()
     assert found.dtype == dense.dtype == torch.float32
     assert relative_error(dense[0, :, :8], hidden) < 1e-6
+
+
+class Ragged(nn.Module):
+    """Uses a weight outside its module's call, in long batches only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).tanh()
+        if x.shape[1] > 4:
+            return F.linear(h, self.b.weight, self.b.bias).mean(1)
+        return self.b(h).mean(1)
+
+
+def test_batches_of_another_shape_are_examined_too() -> None:
+    from nngeo_core.testing import fisher
+
+    torch.manual_seed(0)
+    model = Ragged().double()
+    batches = [torch.randn(3, length, 3, dtype=torch.float64) for length in (4, 6, 4)]
+    generator = HooksGenerator(model, ClassifLogits())
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for batch in generator.stream(batches):
+            total = total + sum(layer.squared_norm() for layer in batch.layers.values())
+    names = [name for name, _ in generator.layer_collection.named_parameters(model)]
+    expected = sum(len(x) * fisher(model, x, names, "classif_logits").trace() for x in batches)
+    assert relative_error(total, torch.as_tensor(expected)) <= 1e-10

@@ -91,10 +91,13 @@ def test_the_message_names_matrix_damping_and_a_larger_one() -> None:
 
 def test_eigenvalues_pass_above_rounding_and_entries_above_zero() -> None:
     eps = torch.finfo(torch.float64).eps
-    eigenvalues = torch.tensor([1.0, 2 * eps], dtype=torch.float64)
-    check_invertible(eigenvalues, 0.0, "M")
+    eigenvalues = torch.tensor([1.0, 3 * eps], dtype=torch.float64)
+    check_invertible(eigenvalues, 0.0, "M")  # undamped: rounding is d eps
     with pytest.raises(NotPositiveDefiniteError):
-        check_invertible(eigenvalues / torch.tensor([1.0, 4.0]), 0.0, "M")
+        check_invertible(eigenvalues / torch.tensor([1.0, 2.0]), 0.0, "M")
+    check_invertible(eigenvalues / torch.tensor([1.0, 2.0]), eps, "M")  # the damping is in them
+    with pytest.raises(NotPositiveDefiniteError):
+        check_invertible(eigenvalues / torch.tensor([1.0, 4.0]), eps / 2, "M")
     check_invertible(torch.tensor([1.0, -1e-30]), 0.0, "M", exact=True)
     with pytest.raises(NotPositiveDefiniteError):
         check_invertible(torch.tensor([1.0, 0.0]), 0.0, "M", exact=True)

@@ -333,3 +333,15 @@ def test_data_of_other_layers_is_refused(data: object, given: str) -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(NonFiniteError, match="layer 'fc'"):
         _kfac(torch.full((3, 3), float("nan")), torch.ones(3, 3))
+
+
+def test_solve_keeps_eigenvalues_far_below_the_largest() -> None:
+    """Genuine ones, though below d eps of the largest in float32."""
+    width = 1000
+    inputs = torch.diag(torch.cat([torch.ones(1), torch.full((width - 1,), 5e-5)]))
+    layers = LayerCollection({"fc": LinearLayer(width, 1, bias=False)})
+    matrix = PMatKFAC(data={"fc": (inputs, torch.ones(1, 1))}, layer_collection=layers)
+    unit = torch.zeros(width)
+    unit[-1] = 1
+    found = matrix.solve(PVector(layers, vector_repr=unit), 1e-6).get_flat_representation()[-1]
+    assert relative_error(found, torch.tensor(1 / 5.1e-5)) <= 1e-5

@@ -260,7 +260,8 @@ def test_kfac_names_the_layer_without_kronecker_structure(
 ) -> None:
     model = build()  # type: ignore[operator]
     with pytest.raises(
-        UnsupportedOperationError, match=rf"layer '{layer}': {kind} is not a sum of Kronecker.*; use the"
+        UnsupportedOperationError,
+        match=rf"layer '{layer}': {kind} is not a sum of Kronecker.*; use the",
     ):
         FIM(model, X, "kfac", variant="regression")
 

@@ -114,6 +114,11 @@ def _plain_gradient(generator: Generator, network: Network, batch: Batch, cotang
     parameters = leaves(generator.model, generator.layer_collection)
     with torch.enable_grad():
         outputs = network.with_parameters(parameters, batch)
+    if not outputs.requires_grad:
+        raise UnsupportedLayerError(
+            "the outputs do not depend on any parameter of the layer collection: does `function` call this model, without "
+            "detach() and no_grad()?"
+        )
     return flatten(pull_back_one(outputs, parameters, cotangent))
 
 

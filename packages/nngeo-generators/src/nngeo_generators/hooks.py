@@ -18,7 +18,7 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks, graph_bytes
 from nngeo_generators.examination import check_examples, examined_plan
-from nngeo_generators.linearize import all_ways
+from nngeo_generators.linearize import Way, all_ways
 from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
@@ -66,8 +66,10 @@ class HooksGenerator(Generator):
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None
+        self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._ways = [*all_ways(), self._by_layers]
+        self._sound: set[Way] = set()
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
@@ -138,8 +140,10 @@ class HooksGenerator(Generator):
     def _prepare(self, batch: Batch, number: int, state: object) -> Chunks:
         """How to cut a batch, found from its last example alone; and the check of the model when it is due."""
         n, shapes = count_examples(batch), example_shapes(batch)
-        if self._is_due(self._trusted, state, n):
-            self._examine(self._sample(batch, n), number, self._first_plan)
+        due = self._is_due(self._trusted, state, n)
+        if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
+            self._examine(self._sample(batch, n), number, self._first_plan if due else self._plan)
+            self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
         if shapes not in self._chunks:
             alone = self._capture(select_examples(batch, slice(n - 1, n)), number)
@@ -198,16 +202,17 @@ class HooksGenerator(Generator):
             if n and self._is_due(self._inspected, state, n):
                 check_examples(self._network, self._sample(batch, n))
                 self._inspected = (state, n > 1)
+                self._sound.clear()
             yield batch
 
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return push_forward(self, v, self._inspect(batches), self._ways)
+        return push_forward(self, v, self._inspect(batches), self._ways, self._sound)
 
     def _vjp(self, u: Tensor, batches: Iterable[Batch]) -> Tensor:
         return pull_back(self, u, self._inspect(batches))
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_product(self, v, self._inspect(batches), self._ways)
+        return fisher_product(self, v, self._inspect(batches), self._ways, self._sound)
 
 
 def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:

@@ -24,9 +24,9 @@ from nngeo_generators.trust import check_finite, check_modes
 __all__ = ["fisher_product", "flatten", "leaves", "pull_back", "push_forward"]
 
 
-def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way]) -> Tensor:
+def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way], sound: set[Way]) -> Tensor:
     """J v, shape (c, n), for v of shape (d,)."""
-    linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways)
+    linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)
     changes = []
     for number, batch, network in _evaluations(generator, batches):
         found = linearizer.linearize(network, batch, lambda outputs, change: change)
@@ -56,10 +56,12 @@ def pull_back(generator: Generator, u: Tensor, batches: Iterable[Batch]) -> Tens
     return _checked(flatten(total), "J^T u")
 
 
-def fisher_product(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way]) -> Tensor:
+def fisher_product(
+    generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way], sound: set[Way]
+) -> Tensor:
     """F v, shape (d,), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
-    linearizer = Linearizer(generator.model, parameters, v, ways)
+    linearizer = Linearizer(generator.model, parameters, v, ways, sound)
     n, total = 0, _zeros(parameters)
     for number, batch, network in _evaluations(generator, batches):
         found = linearizer.linearize(network, batch, generator.likelihood.metric)

@@ -16,6 +16,9 @@ __all__ = ["has_moved", "may_move_rows", "tagged"]
 MOVING = ("Flip", "Gather", "Index", "MaskedS", "Put", "Roll", "Scatter", "Sort", "Take", "Topk")
 """How the names of graph nodes begin that may move rows."""
 
+CUTTING = ("Cat", "Select", "Slice", "Split", "Stack", "Unbind", "UnsafeSplit")
+"""Those that may when they work along the first axis."""
+
 
 def may_move_rows(outputs: Tensor) -> bool:
     """Whether the graph of some outputs has an operation that takes rows by index, or one that autograd does not know."""
@@ -25,11 +28,16 @@ def may_move_rows(outputs: Tensor) -> bool:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name().startswith(MOVING) or isinstance(node, BackwardCFunction):
+        if node.name().startswith(MOVING) or isinstance(node, BackwardCFunction) or _cuts_first_axis(node):
             return True
         seen.add(node)
         waiting += [child for child, _ in node.next_functions]
     return False
+
+
+def _cuts_first_axis(node: Node) -> bool:
+    """Whether a node takes rows apart, or puts them together."""
+    return node.name().startswith(CUTTING) and getattr(node, "_saved_dim", None) == 0
 
 
 def tagged(outputs: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ def check_invertible(eigenvalues: Tensor, regul: float, what: str, exact: bool =
         NotPositiveDefiniteError: Naming a damping that would do.
     """
     sizes = eigenvalues.abs()
-    smallest, rounding = float(sizes.min()), torch.finfo(sizes.dtype).eps * float(sizes.max())
+    units = 1 if regul else sum(eigenvalues.shape[-2:])  # undamped, eigenvalues are as good as their decomposition
+    smallest, rounding = float(sizes.min()), units * torch.finfo(sizes.dtype).eps * float(sizes.max())
     if not smallest > (0.0 if exact else rounding):
         raise _singular(what, regul, sizes.dtype, smallest, rounding * eigenvalues.numel() ** 0.5)
 

@@ -22,14 +22,24 @@ class DenseAccumulator(Accumulator):
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add the rows of all examples and directions."""
         sizes = {layer_id: layer.numel() for layer_id, layer in self.layer_collection.items()}
-        rows = batch.to_dense(sizes).flatten(0, 1)
         if "matrix" not in self.sums:
-            self.sums["matrix"] = rows.new_zeros(rows.shape[1], rows.shape[1])
+            self.sums["matrix"] = _zeros(sum(sizes.values()), batch.dtype, batch.device)
+        rows = batch.to_dense(sizes).flatten(0, 1)
         add_gram_(self.sums["matrix"], rows)
 
     def finalize(self) -> Tensor:
         """F, shape (d, d)."""
         return mirror_(self.sums["matrix"] / self.n_examples)
+
+
+def _zeros(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(d, d, dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise MemoryError(
+            f"a dense matrix of {d} x {d} takes {d * d * dtype.itemsize / 2**30:.0f} GiB, and there is less; use the "
+            "diagonal, KFAC, or generator.product(v, loader) for exact products"
+        ) from error
 
 
 class PMatDense(PMat):

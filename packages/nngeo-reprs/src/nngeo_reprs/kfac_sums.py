@@ -29,7 +29,10 @@ class KFACAccumulator(Accumulator):
             try:
                 factors = jacobian.kronecker_factors(inputs=batch.first_slice)
             except UnsupportedOperationError as error:
-                raise UnsupportedOperationError(f"layer '{layer_id}': {error}") from error
+                raise UnsupportedOperationError(
+                    f"layer '{layer_id}': {error}. KFAC of the "
+                    "other layers: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
+                ) from error
             self.layouts[layer_id] = factors.layout
             self.add(f"{layer_id}.inputs", factors.inputs)
             self.add(f"{layer_id}.outputs", factors.outputs)

@@ -37,7 +37,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of symmetric matrices (..., d, d).
 
     The symmetric part is decomposed in the matrix's own dtype; where that does not converge, or leaves a residual, in
-    float64. Eigenvalues within rounding of zero, d eps times the largest, are set to zero.
+    float64. Negative eigenvalues within rounding of zero, d eps times the largest, are set to zero.
 
     Raises:
         NonFiniteError: An entry is NaN or infinite.
@@ -53,7 +53,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not accurate:
         values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh(symmetric.double()))
     cutoff = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * values.abs().amax(-1, keepdim=True)
-    return torch.where(values.abs() <= cutoff, 0, values), vectors
+    return torch.where((values < 0) & (values >= -cutoff), 0, values), vectors
 
 
 def _residual_is_small(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:

@@ -110,7 +110,18 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 
 
 def select_examples(batch: Batch, chosen: slice) -> Batch:
-    """Some examples of a batch; what is no tensor goes along whole."""
+    """Some examples of a batch; what is no tensor goes along whole.
+
+    Raises:
+        ShapeError: The batch holds a list with one entry for each example, which cannot be told from a shared one.
+    """
+    n = count_examples(batch)
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    for part in parts:
+        if n > 1 and isinstance(part, tuple | list) and len(part) == n and not any(True for _ in _tensors(part)):
+            raise ShapeError(
+                f"the batch has a {type(part).__name__} with {n} entries for {n} examples; make it a tensor"
+            )
     return _map_tensors(batch, lambda tensor: tensor[chosen])
 
 

@@ -20,6 +20,9 @@ from nngeo_core.verbs.fim import FIM
 
 __all__ = ["Verification", "verify"]
 
+LARGEST_DENSE = 4096
+"""Parameters up to which a dense matrix is computed unasked."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -62,7 +65,8 @@ def verify(
         model: The network.
         batch: Some examples; the first `max_examples` are used.
         variant: The likelihood, as for `FIM`.
-        representations: Registered names; None takes all that hold entries of F exactly.
+        representations: Registered names; None takes all that hold entries of F exactly, those that hold every entry only
+            up to 4096 parameters.
         function: As for `FIM`.
         layer_collection: As for `FIM`.
         coordinates: How many parameters to sample (drawn with a fixed seed, among those with `requires_grad`).
@@ -78,11 +82,10 @@ def verify(
         >>> report.entries["dense"]
         81
     """
-    names = _exact_kinds() if representations is None else list(representations)
+    layers = LayerCollection.from_model(model) if layer_collection is None else layer_collection
+    names = _exact_kinds(layers) if representations is None else list(representations)
     batch = select_examples(batch, slice(0, max_examples))
-    matrices: list[PMat] = FIM(
-        model, batch, names, None, variant, None, function, layer_collection, False, None, "every-batch"
-    )
+    matrices: list[PMat] = FIM(model, batch, names, None, variant, None, function, layers, False, None, "every-batch")
     generator = matrices[0].generator
     assert generator is not None
     chosen, expected = _sampled_fisher(generator, move_batch(batch, generator.device), coordinates)
@@ -100,9 +103,10 @@ def verify(
     return report
 
 
-def _exact_kinds() -> list[str]:
-    """Registered representations that claim exact entries."""
-    return [name for name in registry.names("representations") if registry.representation(name).exact_entries]
+def _exact_kinds(layers: LayerCollection) -> list[str]:
+    """Registered representations that claim exact entries; all d^2 of them only where that is no burden."""
+    kinds = {name: registry.representation(name).exact_entries for name in registry.names("representations")}
+    return [name for name, exact in kinds.items() if exact and (exact != "all" or layers.numel() <= LARGEST_DENSE)]
 
 
 def _comparable(matrix: PMat, chosen: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
