@@ -207,6 +207,6 @@ def _second_moment_over_positions(x: Tensor) -> Tensor:
     examples_and_positions_merge = m == 1 or s == 1 or x.stride(0) == s * x.stride(1)
     if examples_and_positions_merge or s < width:
         rows = x.permute(2, 3, 0, 1).flatten(2)
-        return rows @ rows.mT
+        return (rows[0] @ rows[0].T).unsqueeze(0) if len(rows) == 1 else rows @ rows.mT
     per_example = x.permute(2, 0, 3, 1)
     return (per_example @ per_example.mT).sum(1)
