@@ -93,7 +93,9 @@ class Replay:
         in_axes = ([axis for _, axis in cut], [axis + 1 for axis in axes])
         try:
             found = vmap(one_example, in_dims=in_axes)([self.leaves[k] for k, _ in cut], list(gradients))
-        except Exception:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # vmap refuses what it cannot trace, in many ways; the loop takes anything
             return None
         shape = (self.call.n_examples, len(gradients[0]), -1)
         return torch.cat([part.reshape(shape) for part in found.values()], 2).transpose(0, 1)
