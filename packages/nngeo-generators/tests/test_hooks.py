@@ -60,7 +60,7 @@ def slices(generator: HooksGenerator, batches: Any) -> list[tuple[int, tuple[int
 
 
 def test_without_a_budget_small_batches_go_at_once(net: nn.Module, hooks: Hooks) -> None:
-    assert slices(hooks(net), [X, X[:2]]) == [(7, (0, 5)), (2, (0, 5))]
+    assert slices(hooks(net), [X, X[:2]]) == [(9, (0, 5))]
 
 
 def test_the_least_budget_takes_one_example_and_one_direction(net: nn.Module, hooks: Hooks) -> None:
@@ -102,7 +102,9 @@ def test_directions_can_be_read_in_any_order(directions: slice, net: nn.Module, 
 
 @pytest.mark.parametrize("check", ["off", "first-batch", "every-batch"])
 def test_the_check_changes_no_number(check: str, net: nn.Module, dense_fisher: DenseFisher) -> None:
-    assert dense_fisher(net, iter(X.split(3)), check=check).equal(dense_fisher(net, iter(X.split(3)), check="off"))
+    """Only the order of sums may differ: batches that are checked one by one are not put together."""
+    found, expected = (dense_fisher(net, iter(X.split(3)), check=choice) for choice in (check, "off"))
+    assert relative_error(found, expected) < 1e-14
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])

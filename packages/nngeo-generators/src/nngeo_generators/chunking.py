@@ -2,17 +2,40 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chunks", "DEFAULT_MEMORY_BUDGET", "Footprint", "choose_chunks", "graph_bytes", "measure"]
+__all__ = [
+    "Chunks",
+    "DEFAULT_MEMORY_BUDGET",
+    "Footprint",
+    "Graph",
+    "choose_chunks",
+    "keep_freed_memory",
+    "largest_tensor",
+    "measure",
+    "measure_graph",
+]
+
+T = TypeVar("T")
 
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that captured inputs and output gradients may take together."""
 
 LARGEST_TENSOR = {"cpu": 12 * 2**20}
 """Bytes of the largest tensor of a backward pass, by device type: beyond, a CPU spends its time in page faults."""
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Have the C library keep what one chunk frees for the next, instead of fetching fresh pages for every chunk.
+
+    glibc returns freed memory to the system beyond twice the largest block that it saw freed. A block of the largest size
+    that will be used, which is never written to and so takes no memory, sets that bound before the first chunk.
+    """
+    if device.type in LARGEST_TENSOR:
+        torch.empty(LARGEST_TENSOR[device.type], dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -33,25 +56,42 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """Bytes of the tensors that autograd keeps for the backward pass of one example, and of the largest of them."""
+
+    total: int
+    largest: int
+
+
+@dataclass(frozen=True)
 class Chunks:
-    """How many examples, and how many directions of those, are sent backward at once."""
+    """How many examples, and how many directions of those, are sent backward at once.
+
+    Attributes:
+        examples: Into which a batch is cut.
+        directions: Of each example.
+        joined: Up to which smaller batches are put together.
+    """
 
     examples: int
     directions: int
+    joined: int = 1
 
 
-def graph_bytes(run: Callable[[], object], known: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that autograd keeps for a backward pass through `run`, the known ones (parameters) left out."""
+def measure_graph(run: Callable[[], T], known: Iterable[Tensor]) -> tuple[T, Graph]:
+    """What `run` returns, and what autograd keeps for a backward pass, the known tensors (parameters) left out."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        storage = tensor.untyped_storage()  # of which an example may be only a part, and several tensors may be views
+        kept[storage.data_ptr()] = min(storage.nbytes(), kept.get(storage.data_ptr(), 0) + tensor.nbytes)
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(kept.values()) - sum(kept.get(tensor.untyped_storage().data_ptr(), 0) for tensor in known)
+        result = run()
+    for tensor in known:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return result, Graph(sum(kept.values()), max(kept.values(), default=0))
 
 
 def measure(calls: Iterable[tuple[int, int]]) -> Footprint:
@@ -61,19 +101,23 @@ def measure(calls: Iterable[tuple[int, int]]) -> Footprint:
     return Footprint(sum(inputs), sum(gradients), max(inputs), max(gradients))
 
 
-def choose_chunks(one: Footprint, directions: int, device: torch.device, memory_budget: int) -> Chunks:
+def largest_tensor(device: torch.device, memory_budget: int) -> int:
+    """Bytes that one tensor of a pass should take at most."""
+    return min(memory_budget, LARGEST_TENSOR.get(device.type, memory_budget))
+
+
+def choose_chunks(
+    one: Footprint, directions: int, device: torch.device, memory_budget: int, graph: Graph | None = None
+) -> Chunks:
     """As many examples with all their directions as fit; if not even one does, one example with some directions.
 
     Whole examples come first, because a second slice of directions would cut the inputs' patches and form their products
-    once more.
+    once more. Batches are joined only as far as their graph fits the budget too, when it is known.
     """
-    most = min(memory_budget, LARGEST_TENSOR.get(device.type, memory_budget))
-
-    examples = min(
-        most // max(1, one.largest_input, directions * one.largest_gradient),
-        memory_budget // max(1, one.inputs + directions * one.gradients),
-    )
+    most, each = largest_tensor(device, memory_budget), one.inputs + directions * one.gradients
+    examples = min(most // max(1, one.largest_input, directions * one.largest_gradient), memory_budget // max(1, each))
     if examples >= 1:
-        return Chunks(examples, directions)
+        joined = min(examples, memory_budget // max(1, each + graph.total)) if graph else 1
+        return Chunks(examples, directions, max(1, joined))
     fit = min(most // max(1, one.largest_gradient), (memory_budget - one.inputs) // max(1, one.gradients))
     return Chunks(1, min(directions, max(1, fit)))

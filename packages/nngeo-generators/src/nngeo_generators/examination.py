@@ -1,6 +1,7 @@
 """Examination: the first batch's comparison of every layer with a plain gradient, and the promotion of those that differ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,44 +15,59 @@ from nngeo_core.sweep.examples import Batch, count_examples, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture
 from nngeo_generators.linearize import pull_back_one
-from nngeo_generators.matrix_free import flatten, leaves
+from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use
 from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
-from nngeo_generators.trust import check_alone, check_repeatable, differing_layers
+from nngeo_generators.trust import check_repeatable, differ, differing_layers
 
-__all__ = ["check_examples", "examined_plan"]
+__all__ = ["check_examples", "examined_plan", "outputs_alone", "run_unwritten"]
 
 Forward = Callable[[Sequence[Use]], Capture]
 
 
-def check_examples(network: Network, batch: Batch) -> Tensor:
-    """Raise unless two forward passes agree, leave the batch as it is, and give every other example what it gets among all.
-
-    Args:
-        network: Maps a batch to its outputs.
-        batch: Some examples.
-
-    Returns:
-        The outputs.
+def run_unwritten(network: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """The outputs of a network that leaves its batch as it is.
 
     Raises:
-        UnsupportedLayerError: The model mixes examples, draws random numbers, or writes to its inputs.
+        UnsupportedLayerError: It writes to its inputs.
     """
-    n = count_examples(batch)
     tensors = [part for part in tree_leaves(batch) if isinstance(part, Tensor)]
     versions = [part._version for part in tensors]
-    outputs: Tensor = network(batch)
+    outputs = network(batch)
     if versions != [part._version for part in tensors]:
         raise UnsupportedLayerError(
             "the model changes its inputs in place, so that every pass sees others; use the out-of-place form of that operation"
         )
-    check_repeatable(network(batch), outputs)
-    for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)) if n > 1 else ():
+    return outputs
+
+
+def check_examples(network: Network, batch: Batch, outputs: Tensor) -> None:
+    """Raise unless a network gives every example, alone and with every other one, what it gets among all.
+
+    Args:
+        network: Maps a batch to its outputs.
+        batch: Some examples.
+        outputs: Those of the batch.
+
+    Raises:
+        UnsupportedLayerError: The model mixes examples, or draws random numbers.
+    """
+    n = len(outputs)
+    if n == 1:
+        check_repeatable(network(batch), outputs)
+        return
+    for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)):
         examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
-        check_alone(_outputs_alone(network, examples), outputs[some])
-    return outputs.detach()
+        found = outputs_alone(network, examples, batch)
+        if differ(found, outputs[some]):
+            check_repeatable(network(batch), outputs)
+            raise UnsupportedLayerError(
+                "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, "
+                "attention along the wrong axis), so no derivative of one example exists; the first dimension of every "
+                "tensor must be that of the examples"
+            )
 
 
 def examined_plan(
@@ -75,10 +91,15 @@ def examined_plan(
         UnsupportedLayerError: The model mixes examples or draws random numbers, or some layer has no exact derivative.
         NonFiniteError: The outputs or the gradient have a NaN or an infinity.
     """
-    outputs = check_examples(network, batch)
+    parameters = leaves(generator.model, generator.layer_collection)
+    with torch.enable_grad():
+        graph = run_unwritten(partial(network.with_parameters, parameters), batch)
+    outputs = graph.detach()
+    check_examples(network, batch, outputs)
     directions, weights = _random_directions(outputs)
     try:
-        plain = _plain_gradient(generator, network, batch, torch.einsum("cn...,cn->n...", directions, weights))
+        plain = _plain_gradient(graph, parameters, torch.einsum("cn...,cn->n...", directions, weights))
+        del graph
     except UnsupportedLayerError:
         forward(plan).raise_refused()  # an input changed in place has a name here
         raise
@@ -92,10 +113,18 @@ def examined_plan(
             plan = promote(plan, layer_id, reason, network, generator.layer_collection)
 
 
-def _outputs_alone(network: Network, examples: Batch) -> Tensor:
+def outputs_alone(network: Network, examples: Batch, batch: Batch) -> Tensor:
+    """The outputs of some examples of a batch.
+
+    Raises:
+        UnsupportedLayerError: The network takes the batch, and not these examples alone.
+    """
     try:
         outputs: Tensor = network(examples)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
+        network(batch)  # raises what the model itself raises
         n = count_examples(examples)
         raise UnsupportedLayerError(f"the model cannot be called on {n} of the examples alone: {error}") from error
     return outputs
@@ -109,21 +138,23 @@ def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:
     return directions, torch.linspace(1, 2, 2 * len(outputs), dtype=dtype, device=outputs.device).view(2, -1)
 
 
-def _plain_gradient(generator: Generator, network: Network, batch: Batch, cotangent: Tensor) -> Tensor:
-    """J^T cotangent from plain autograd, shape (d,)."""
-    parameters = leaves(generator.model, generator.layer_collection)
-    with torch.enable_grad():
-        outputs = network.with_parameters(parameters, batch)
+def _plain_gradient(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+    """J^T cotangent from plain autograd, by parameter."""
     if not outputs.requires_grad:
         raise UnsupportedLayerError(
             "the outputs do not depend on any parameter of the layer collection: does `function` call this model, without "
             "detach() and no_grad()?"
         )
-    return flatten(pull_back_one(outputs, parameters, cotangent))
+    return dict(zip(parameters, pull_back_one(outputs, parameters, cotangent), strict=True))
 
 
 def _differing(
-    capture: Capture, outputs: Tensor, directions: Tensor, weights: Tensor, plain: Tensor, layers: LayerCollection
+    capture: Capture,
+    outputs: Tensor,
+    directions: Tensor,
+    weights: Tensor,
+    plain: Mapping[str, Tensor],
+    layers: LayerCollection,
 ) -> dict[str, str]:
     """The layers whose Jacobian cannot be read, or whose sum w J is not the plain gradient, with the reason."""
     if capture.refused:
@@ -135,7 +166,7 @@ def _differing(
         if not (capture.refused or capture.altered):
             raise
         return capture.refused or capture.altered
-    return differing_layers({name: found.vjp(weights) for name, found in jacobians.items()}, plain, layers)
+    return differing_layers(jacobians, weights, plain, layers)
 
 
 def _jacobians(capture: Capture, directions: Tensor) -> dict[str, LayerJacobian]:

@@ -16,8 +16,17 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples, targets_of
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
-from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, Chunks, choose_chunks, graph_bytes
-from nngeo_generators.examination import check_examples, examined_plan
+from nngeo_generators.chunking import (
+    DEFAULT_MEMORY_BUDGET,
+    Chunks,
+    Graph,
+    choose_chunks,
+    keep_freed_memory,
+    largest_tensor,
+    measure_graph,
+)
+from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, run_unwritten
+from nngeo_generators.joining import Part, join
 from nngeo_generators.linearize import Way, all_ways
 from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
@@ -26,7 +35,7 @@ from nngeo_generators.trust import check_finite, check_modes, model_state
 
 __all__ = ["HooksGenerator"]
 
-EXAMINED = 16
+EXAMINED = 8
 """Examples of a batch that the comparison with a plain gradient pass takes."""
 
 
@@ -68,49 +77,69 @@ class HooksGenerator(Generator):
         self._inspected: object = None
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
+        self._graphs: dict[object, Graph] = {}
+        self._budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
         self._ways = [*all_ways(), self._by_layers]
         self._sound: set[Way] = set()
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
         batch = move_batch(batch, self.device)
-        if count_examples(batch):
-            self._prepare(batch, 0, model_state(self.model))
-        capture = self._capture(batch, 0)
+        part = Part(batch, (0,) * count_examples(batch))
+        if part.numbers:
+            self._trust(part, model_state(self.model))
+        capture = self._capture(part)
         return self._slice(capture, batch, directions or slice(0, self.likelihood.n_directions(capture.outputs)))
 
     def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
+        keep_freed_memory(self.device)
+        for part in join(self._arriving(batches)):
+            n, chunks = len(part.numbers), self._chunks_of(part)
+            for examples in blocks(n, 1, chunks.examples):
+                chunk = part.select(examples)
+                capture = self._capture(chunk)
+                for directions in blocks(self.likelihood.n_directions(capture.outputs), 1, chunks.directions):
+                    yield self._slice(capture, chunk.batch, directions)
+
+    def _arriving(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
+        """The batches that have examples, trusted, each with how many examples it may be joined to."""
+        for part, state in self._numbered(batches):
+            self._trust(part, state)
+            yield part, self._joined(self._chunks_of(part).joined)
+
+    def _joined(self, most: int) -> int:
+        """Up to how many examples batches are put together: not at all where each is checked by itself."""
+        return 1 if self.check == "every-batch" else most
+
+    def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, object]]:
+        """The batches that have examples, on the model's device, with the state of the model."""
         check_modes(self.model)
         state = model_state(self.model)
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
-            chunks = self._prepare(batch, number, state) if n else Chunks(1, 1)
-            for examples in blocks(n, 1, chunks.examples):
-                chunk = select_examples(batch, examples)
-                capture = self._capture(chunk, number)
-                for directions in blocks(self.likelihood.n_directions(capture.outputs), 1, chunks.directions):
-                    yield self._slice(capture, chunk, directions)
+            if n:
+                yield Part(batch, (number,) * n), state
 
     def _outputs(self, batch: Batch) -> Tensor:
         return self.outputs(batch, count_examples(batch))
 
-    def _capture(self, batch: Batch, number: int) -> Capture:
-        """One forward pass by the plan; by a better one if this batch shows that it does not do."""
-        capture = self._forward(batch, number, self._plan)
+    def _capture(self, part: Part) -> Capture:
+        """One forward pass by the plan; by a better one if these examples show that it does not do."""
+        capture = self._forward(part, self._plan)
         if capture.refused and self.check != "off":
-            self._examine(batch, number, self._plan)
-            capture = self._forward(batch, number, self._plan)
+            self._examine(part, self._plan)
+            capture = self._forward(part, self._plan)
         return capture
 
-    def _forward(self, batch: Batch, number: int, plan: Sequence[Use]) -> Capture:
+    def _forward(self, part: Part, plan: Sequence[Use]) -> Capture:
         """One forward pass with hooks on, and one over an example alone where calls are to be run again."""
-        capture = self._listen(batch, plan)
-        check_finite(capture.outputs, self.model, partial(self._outputs, batch), number)
+        capture = self._listen(part.batch, plan)
+        check_finite(capture.outputs, self.model, partial(self._outputs, part.batch), part.numbers)
         capture.check_unchanged()
         if capture.needs_axes() and not capture.refused:
-            capture.find_axes(self._listen(select_examples(batch, slice(0, 1)), plan))
+            capture.find_axes(self._listen(select_examples(part.batch, slice(0, 1)), plan))
         if self.check != "off":
             capture.check_order()
         return capture
@@ -137,31 +166,46 @@ class HooksGenerator(Generator):
         layers = capture.layer_jacobians(directions, keep_graph=chosen.stop < total)
         return JacobianBatch(layers, capture.n, chosen, total, result_dtype(outputs.dtype), outputs.device)
 
-    def _prepare(self, batch: Batch, number: int, state: object) -> Chunks:
-        """How to cut a batch, found from its last example alone; and the check of the model when it is due."""
-        n, shapes = count_examples(batch), example_shapes(batch)
+    def _trust(self, part: Part, state: object) -> None:
+        """The check of the model, when it is due."""
+        n, shapes = len(part.numbers), example_shapes(part.batch)
         due = self._is_due(self._trusted, state, n)
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
-            self._examine(self._sample(batch, n), number, self._first_plan if due else self._plan)
+            self._examine(self._sample(part), self._first_plan if due else self._plan)
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
+
+    def _chunks_of(self, part: Part) -> Chunks:
+        """How to cut examples, found from the last of them alone."""
+        shapes = example_shapes(part.batch)
         if shapes not in self._chunks:
-            alone = self._capture(select_examples(batch, slice(n - 1, n)), number)
+            last = part.select(slice(len(part.numbers) - 1, None))
+            alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
             alone.raise_refused()
             directions = self.likelihood.n_directions(alone.outputs)
-            budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
-            self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, budget)
+            self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, self._budget, graph)
         return self._chunks[shapes]
+
+    def _graph(self, part: Part) -> Graph:
+        """What one example needs for a backward pass."""
+        shapes = example_shapes(part.batch)
+        if shapes not in self._graphs:
+            alone = part.select(slice(len(part.numbers) - 1, None)).batch
+            forward = partial(outputs_alone, self._network, alone, part.batch)
+            _, self._graphs[shapes] = measure_graph(forward, self.model.parameters())
+        return self._graphs[shapes]
 
     def _by_layers(
         self, network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """Outputs with their graph, and J v from the layers' Jacobians: for a backward pass without derivative of its own."""
         v = torch.cat([tangent.flatten() for tangent in tangents])
-        chunks = self._prepare(batch, 0, model_state(self.model))
+        part = Part(batch, (0,) * count_examples(batch))
+        self._trust(part, model_state(self.model))
+        chunks = self._chunks_of(part)
         rows = []
-        for examples in blocks(count_examples(batch), 1, chunks.examples):
-            capture = self._capture(select_examples(batch, examples), 0)
+        for examples in blocks(len(part.numbers), 1, chunks.examples):
+            capture = self._capture(part.select(examples))
             capture.raise_refused()
             c = capture.outputs[0].numel()
             identity = torch.eye(c).to(capture.outputs)[:, None].expand(-1, capture.n, -1)
@@ -178,41 +222,43 @@ class HooksGenerator(Generator):
         unseen = seen not in ((state, n > 1), (state, True))
         return self.check == "every-batch" or (self.check == "first-batch" and unseen)
 
-    def _sample(self, batch: Batch, n: int) -> Batch:
-        """What is examined of a batch of n examples: its last ones, as many as three graphs of them fit the budget."""
-        few = min(n, 2)
-        forward = partial(self._network, select_examples(batch, slice(n - few, n)))
-        each = 3 * graph_bytes(forward, self.model.parameters()) // few
-        some = max(2, min(EXAMINED, (self.memory_budget or DEFAULT_MEMORY_BUDGET) // max(1, each)))
-        return select_examples(batch, slice(max(0, n - some), n))
+    def _sample(self, part: Part) -> Part:
+        """What is examined of a batch: its last examples, of which three graphs fit the budget or are less than training's."""
+        n, some = len(part.numbers), EXAMINED
+        if n < 3 * EXAMINED:
+            some = max(2, min(EXAMINED, self._budget // max(1, 3 * self._graph(part).total)))
+        return part.select(slice(max(0, n - some), n))
 
-    def _examine(self, batch: Batch, number: int, plan: Sequence[Use]) -> None:
+    def _examine(self, part: Part, plan: Sequence[Use]) -> None:
         """Mend a plan until it is exact on these examples."""
-        forward = partial(self._forward, batch, number)
-        self._plan, self._batched = examined_plan(self, self._network, plan, batch, forward)
+        forward = partial(self._forward, part)
+        self._plan, self._batched = examined_plan(self, self._network, plan, part.batch, forward)
         self._chunks.clear()
 
-    def _inspect(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; the first is seen not to mix examples, which the products of the others then do not either."""
-        check_modes(self.model)
-        state = model_state(self.model)
-        for received in batches:
-            batch = move_batch(received, self.device)
-            n = count_examples(batch)
-            if n and self._is_due(self._inspected, state, n):
-                check_examples(self._network, self._sample(batch, n))
+    def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
+        """The batches, each with how many examples it may be joined to, as far as three graphs of them fit the budget.
+
+        The first is seen not to mix examples, which the products of the others then do not either.
+        """
+        for part, state in self._numbered(batches):
+            n = len(part.numbers)
+            if self._is_due(self._inspected, state, n):
+                sample = self._sample(part).batch
+                check_examples(self._network, sample, run_unwritten(self._network, sample))
                 self._inspected = (state, n > 1)
                 self._sound.clear()
-            yield batch
+            graph = self._graph(part)
+            most = largest_tensor(self.device, self._budget) // max(1, graph.largest)
+            yield part, self._joined(min(most, self._budget // max(1, 3 * graph.total)))
 
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return push_forward(self, v, self._inspect(batches), self._ways, self._sound)
+        return push_forward(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
 
     def _vjp(self, u: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return pull_back(self, u, self._inspect(batches))
+        return pull_back(self, self._network, u, join(self._inspected_parts(batches)))
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_product(self, v, self._inspect(batches), self._ways, self._sound)
+        return fisher_product(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
 
 
 def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:

@@ -5,8 +5,8 @@ through it, whatever the number of outputs (Pearlmutter 1994; Schraudolph 2002).
 share their values, so that no flag of the user's changes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +15,71 @@ from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
-from nngeo_core.sweep.examples import Batch, count_examples, move_batch
 from nngeo_core.sweep.generator import Generator
+from nngeo_generators.joining import Part
 from nngeo_generators.linearize import Linearizer, Way, pull_back_one
 from nngeo_generators.network import Network
-from nngeo_generators.trust import check_finite, check_modes
+from nngeo_generators.trust import check_finite
 
-__all__ = ["fisher_product", "flatten", "leaves", "pull_back", "push_forward"]
+__all__ = ["fisher_product", "leaves", "pull_back", "push_forward"]
+
+NO_EXAMPLES = "no examples were given; a product needs at least one"
 
 
-def push_forward(generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way], sound: set[Way]) -> Tensor:
+def push_forward(
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
+) -> Tensor:
     """J v, shape (c, n), for v of shape (d,)."""
     linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)
     changes = []
-    for number, batch, network in _evaluations(generator, batches):
-        found = linearizer.linearize(network, batch, lambda outputs, change: change)
-        check_finite(found.outputs, generator.model, partial(network, batch), number)
+    for part in parts:
+        found = linearizer.linearize(network, part.batch, lambda outputs, change: change)
+        check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
         changes.append(found.change.flatten(1).T)
+    if not changes:
+        raise ValueError(NO_EXAMPLES)
     return _checked(torch.cat(changes, 1), "J v")
 
 
-def pull_back(generator: Generator, u: Tensor, batches: Iterable[Batch]) -> Tensor:
+def pull_back(generator: Generator, network: Network, u: Tensor, parts: Iterable[Part]) -> Tensor:
     """J^T u, shape (d,), for u of shape (c, n)."""
     parameters = leaves(generator.model, generator.layer_collection)
-    total, seen = _zeros(parameters), 0
-    for number, batch, network in _evaluations(generator, batches):
+    (total, sums), seen = _zeros(parameters), 0
+    for part in parts:
         with torch.enable_grad():
-            outputs = network.with_parameters(parameters, batch)
-        check_finite(outputs, generator.model, partial(network, batch), number)
+            outputs = network.with_parameters(parameters, part.batch)
+        check_finite(outputs, generator.model, partial(network, part.batch), part.numbers)
         cotangent = u[:, seen : seen + len(outputs)].T
         if cotangent.numel() != outputs.numel():
             raise ShapeError(
                 f"u has shape {tuple(u.shape)}, expected (c, n) for {outputs[0].numel()} outputs and at least "
                 f"{seen + len(outputs)} examples"
             )
-        torch._foreach_add_(total, pull_back_one(outputs, parameters, cotangent.reshape(outputs.shape)))
+        torch._foreach_add_(sums, pull_back_one(outputs, parameters, cotangent.reshape(outputs.shape)))
         seen += len(outputs)
+    if not seen:
+        raise ValueError(NO_EXAMPLES)
     if seen != u.shape[1]:
         raise ShapeError(f"u has shape {tuple(u.shape)}, and there are {seen} examples")
-    return _checked(flatten(total), "J^T u")
+    return _checked(total, "J^T u")
 
 
 def fisher_product(
-    generator: Generator, v: Tensor, batches: Iterable[Batch], ways: list[Way], sound: set[Way]
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
 ) -> Tensor:
     """F v, shape (d,), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
     linearizer = Linearizer(generator.model, parameters, v, ways, sound)
-    n, total = 0, _zeros(parameters)
-    for number, batch, network in _evaluations(generator, batches):
-        found = linearizer.linearize(network, batch, generator.likelihood.metric)
-        check_finite(found.outputs, generator.model, partial(network, batch), number)
-        torch._foreach_add_(total, found.pulled)
+    n, (total, sums) = 0, _zeros(parameters)
+    for part in parts:
+        found = linearizer.linearize(network, part.batch, generator.likelihood.metric)
+        check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
+        torch._foreach_add_(sums, found.pulled)
         n += len(found.outputs)
-    return _checked(flatten(total).div_(n), "F v")
+        del found  # or its memory would be fresh for each part
+    if not n:
+        raise ValueError(NO_EXAMPLES)
+    return _checked(total.div_(n), "F v")
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
@@ -85,28 +96,13 @@ def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
     }
 
 
-def flatten(parts: Iterable[Tensor]) -> Tensor:
-    """One tensor for each parameter as a flat vector (d,)."""
-    return torch.cat([part.flatten() for part in parts])
-
-
-def _zeros(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """Where sums over examples are kept: at least float32."""
-    return [torch.zeros_like(leaf, dtype=result_dtype(leaf.dtype), requires_grad=False) for leaf in parameters.values()]
-
-
-def _evaluations(generator: Generator, batches: Iterable[Batch]) -> Iterator[tuple[int, Batch, Network]]:
-    """The batches with examples, numbered and on the model's device, and the network that takes them to outputs."""
-    check_modes(generator.model)
-    empty = True
-    for number, received in enumerate(batches):
-        batch = move_batch(received, generator.device)
-        n = count_examples(batch)
-        if n:
-            empty = False
-            yield number, batch, Network(generator.model, partial(generator.outputs, n=n))
-    if empty:
-        raise ValueError("no examples were given; a product needs at least one")
+def _zeros(parameters: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Where a sum over examples is kept, at least in float32: flat (d,), and the views of it for each parameter."""
+    leaves = list(parameters.values())
+    dtype = reduce(torch.promote_types, (result_dtype(leaf.dtype) for leaf in leaves))
+    flat = torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=dtype, device=leaves[0].device)
+    parts = flat.split([leaf.numel() for leaf in leaves])
+    return flat, [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
 def _checked(result: Tensor, what: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Trust: what is checked before a model's numbers are believed."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
+from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 
-__all__ = ["check_alone", "check_finite", "check_modes", "check_repeatable", "differing_layers", "model_state"]
+__all__ = ["check_finite", "check_modes", "check_repeatable", "differ", "differing_layers", "model_state"]
 
 
 def check_modes(model: nn.Module) -> None:
@@ -46,14 +48,21 @@ def model_state(model: nn.Module) -> object:
     return parameters, tuple(module.training for module in model.modules())
 
 
-def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], number: int) -> None:
-    """Raise if the outputs of batch `number` have a NaN or an infinity; run `forward` again to find where it comes from.
+def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], numbers: Sequence[int]) -> None:
+    """Raise if the outputs have a NaN or an infinity; run `forward` again to find where it comes from.
+
+    Args:
+        outputs: Shape (n, ...).
+        model: The user's model.
+        forward: Computes the outputs.
+        numbers: The number of the batch that each example came in.
 
     Raises:
         NonFiniteError: Naming the batch and the first module.
     """
     if all_finite(outputs):
         return
+    number = next(number for row, number in zip(outputs, numbers, strict=True) if not row.isfinite().all())
     found: list[str] = []
 
     def look(path: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -81,38 +90,23 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
     Raises:
         UnsupportedLayerError: The model draws random numbers.
     """
-    if _differ(first, second):
+    if differ(first, second):
         raise UnsupportedLayerError(
             "two forward passes over the same examples give different outputs: the model draws random numbers "
             "(functional dropout?), so its derivative is not defined; call model.eval(), or pass a `function` without them"
         )
 
 
-def check_alone(alone: Tensor, together: Tensor) -> None:
-    """Raise unless some examples' outputs are the same alone as in the whole batch.
+def differing_layers(
+    jacobians: Mapping[str, LayerJacobian], weights: Tensor, plain: Mapping[str, Tensor], layers: LayerCollection
+) -> dict[str, str]:
+    """Compare J^T w of each layer with a plain gradient of the same cotangent.
 
     Args:
-        alone: Their outputs without the others.
-        together: Their outputs among the others.
-
-    Raises:
-        UnsupportedLayerError: The model mixes examples.
-    """
-    if _differ(alone, together):
-        raise UnsupportedLayerError(
-            "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, "
-            "attention along the wrong axis), so no derivative of one example exists; the first dimension of every tensor "
-            "must be that of the examples"
-        )
-
-
-def differing_layers(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCollection) -> dict[str, str]:
-    """Compare the Jacobian of each layer, summed over examples, with a plain gradient of the same cotangent.
-
-    Args:
-        found: J^T w of each layer, shape (d_l,); a layer without one is zero.
-        plain: The gradient from autograd, shape (d,).
-        layers: Where the layers lie in it.
+        jacobians: Shape (c, n, d_l); a layer without one is zero.
+        weights: Shape (c, n).
+        plain: The gradient from autograd, by parameter.
+        layers: The parameters of each layer.
 
     Returns:
         The layers that differ, with what may be the reason.
@@ -120,30 +114,40 @@ def differing_layers(found: Mapping[str, Tensor], plain: Tensor, layers: LayerCo
     Raises:
         NonFiniteError: The gradient has a NaN or an infinity; names a layer.
     """
-    for layer_id, place in layers.slices().items():
-        if not all_finite(plain[place]):
+    norms: dict[str, float] = {}
+    for layer_id, names in layers.parameter_names.items():
+        norms[layer_id] = math.hypot(*(float(torch.linalg.vector_norm(plain[name])) for name in names))
+        if not (math.isfinite(norms[layer_id]) or all(all_finite(plain[name]) for name in names)):
             raise NonFiniteError(
                 f"the gradient of layer '{layer_id}' has a NaN or an infinity, though the outputs are finite: the model "
                 "masks one that the layer reads or returns. Mask it before the layer"
             )
-    whole = float(plain.norm())
-    limit, rounding = _tolerance(plain) * whole, 100 * torch.finfo(plain.dtype).eps * whole
+    whole = math.hypot(*norms.values())
     differing: dict[str, str] = {}
-    for layer_id, place in layers.slices().items():
-        called = layer_id in found and bool(found[layer_id].any())
-        error = plain[place] - found[layer_id].to(plain) if called else plain[place]
-        if not float(error.norm()) <= (limit if called else rounding):
+    for layer_id, names in layers.parameter_names.items():
+        expected = [plain[name].flatten() for name in names]
+        found = jacobians[layer_id].vjp(weights) if layer_id in jacobians else weights.new_zeros(1)
+        called, error = float(torch.linalg.vector_norm(found)) > 0, norms[layer_id]
+        if called:
+            torch._foreach_sub_(found.split([len(part) for part in expected]), expected)
+            error = float(torch.linalg.vector_norm(found))
+        if not error <= whole * max(_tolerance(part) if called else 100 * _eps(part) for part in expected):
             differing[layer_id] = (
-                f"what its modules' calls show differs from a plain gradient of the model by "
-                f"{float(error.norm() / plain.norm()):.1e} of the whole gradient: its parameters are used outside the module's "
-                "call (as in F.linear(h, module.weight)), a call was patched, or it was given the examples in another order"
+                f"what its modules' calls show differs from a plain gradient of the model by {error / (whole or 1):.1e} "
+                "of the whole gradient: its parameters are used outside the module's call (as in F.linear(h, module.weight)), "
+                "a call was patched, or it was given the examples in another order"
             )
     return differing
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two results of the same examples are apart by more than rounding."""
     return first.shape != second.shape or bool((first - second).norm() > _tolerance(first) * second.norm())
 
 
 def _tolerance(tensor: Tensor) -> float:
-    return max(1e-6, float(torch.finfo(tensor.dtype).eps ** 0.5))  # parts of a model may compute in float32
+    return max(1e-6, math.sqrt(_eps(tensor)))  # parts of a model may compute in float32
+
+
+def _eps(tensor: Tensor) -> float:
+    return float(torch.finfo(tensor.dtype).eps)

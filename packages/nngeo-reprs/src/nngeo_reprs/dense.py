@@ -29,7 +29,7 @@ class DenseAccumulator(Accumulator):
 
     def finalize(self) -> Tensor:
         """F, shape (d, d)."""
-        return mirror_(self.sums["matrix"] / self.n_examples)
+        return mirror_(self.average("matrix"))
 
 
 def _zeros(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,27 +16,24 @@ __all__ = ["PMatDiag"]
 
 
 class DiagAccumulator(Accumulator):
-    """Sums the squares of each layer's Jacobian."""
+    """Sums the squares of each layer's Jacobian, in its place of one flat vector."""
 
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's squares; a layer that was not called adds nothing."""
+        if _SQUARES not in self.sums:
+            d = self.layer_collection.numel()
+            self.sums[_SQUARES] = torch.zeros(d, dtype=batch.dtype, device=batch.device)
+        places = self.layer_collection.slices()
         for layer_id, jacobian in batch.layers.items():
-            self.add(layer_id, jacobian.sum_of_squares())
-        if not self.sums:
-            self.add(_NOTHING, torch.zeros((), dtype=batch.dtype, device=batch.device))
+            jacobian.add_squares_to(self.sums[_SQUARES][places[layer_id]])
 
     def finalize(self) -> Tensor:
         """The diagonal of F, shape (d,)."""
-        some = next(iter(self.sums.values()))
-        parts = [
-            self.sums[layer_id] if layer_id in self.sums else some.new_zeros(layer.numel())
-            for layer_id, layer in self.layer_collection.items()
-        ]
-        return torch.cat(parts).div_(self.n_examples)
+        return self.average(_SQUARES)
 
 
-_NOTHING = "(no layer was called)"
-"""Name of a sum that only tells dtype and device."""
+_SQUARES = "squares"
+"""Name of the sum."""
 
 
 class PMatDiag(PMat):

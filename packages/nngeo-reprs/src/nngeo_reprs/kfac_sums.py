@@ -67,5 +67,5 @@ class KFACAccumulator(Accumulator):
         if layer_id not in self.layouts:
             zero = self.sums["zero"]
             return zero_factors(self.layer_collection[layer_id].numel(), zero.dtype, zero.device)
-        inputs, outputs = (self.sums[f"{layer_id}.{factor}"] / self.n_examples for factor in ("inputs", "outputs"))
+        inputs, outputs = (self.average(f"{layer_id}.{factor}") for factor in ("inputs", "outputs"))
         return KroneckerFactors(inputs, outputs, self.layouts[layer_id])

@@ -65,6 +65,10 @@ class LayerJacobian(ABC):
         """The diagonal of J^T J, shape (d,)."""
         return self.to_dense().square().sum((0, 1))
 
+    def add_squares_to(self, total: Tensor) -> None:
+        """Add `sum_of_squares()` to a tensor (d,) in place, without a second tensor of that size where that can be."""
+        total += self.sum_of_squares()
+
     def squared_norm(self) -> Tensor:
         """The trace of J^T J, 0-dimensional."""
         return self.to_dense().square().sum()

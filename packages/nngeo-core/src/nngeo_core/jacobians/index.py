@@ -81,8 +81,14 @@ class IndexJacobian(LayerJacobian):
 
     def sum_of_squares(self) -> Tensor:
         """The diagonal of J^T J, shape (d,)."""
+        total = self.g.new_zeros(self.rows * self.g.shape[3])
+        self.add_squares_to(total)
+        return total
+
+    def add_squares_to(self, total: Tensor) -> None:
+        """Add the diagonal of J^T J: only rows that were looked up are touched."""
         row, gradient = self._per_example_rows()
-        return self.g.new_zeros(self.rows, self.g.shape[3]).index_add_(0, row, gradient.square().sum(0)).flatten()
+        total.view(self.rows, -1).index_add_(0, row, gradient.square().sum(0).to(total.dtype))
 
     def squared_norm(self) -> Tensor:
         """The trace of J^T J, 0-dimensional."""

@@ -85,28 +85,39 @@ class KroneckerJacobian(LayerJacobian):
 
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u, shape (d,): the directions are summed before the inputs are touched."""
-        g = torch.einsum("cn,cnsqg->nsqg", u, self.g)
-        bias = g.sum((0, 1)) if self.layout.has_bias else None
-        return self.layout.pack(torch.einsum("nsqg,nsqa->qga", g, self.a), bias)
-
-    def sum_of_squares(self) -> Tensor:
-        """The diagonal of J^T J, shape (d,): written into its place in the flat vector where the layout allows it."""
-        flat = self.g.new_empty(self.layout.numel)
+        g = torch.einsum("cn,cnsqg->qgns", u, self.g).flatten(2)
+        flat = torch.empty(self.layout.numel, dtype=g.dtype, device=g.device)
         weight, bias = self.layout.unpack(flat)
-        if self.positions == 1:
-            g = self.g[:, :, 0].square().sum(0).permute(1, 2, 0)  # q, G, n
-            torch.bmm(g, self.a[:, 0].square().transpose(0, 1), out=weight)
-            squares = g.sum(2)
-        else:
-            self._sum_squares_of_gradients(weight)
-            squares = self.g.sum(2).square().sum((0, 1))
+        torch.bmm(g, self.a.permute(2, 0, 1, 3).flatten(1, 2), out=weight)
         if bias is not None:
-            bias.copy_(squares)
+            torch.sum(g, 2, out=bias)
         return flat if self.layout.leading_inputs == 1 else self.layout.pack(weight, bias)
 
-    def _sum_squares_of_gradients(self, total: Tensor) -> None:
+    def sum_of_squares(self) -> Tensor:
+        """The diagonal of J^T J, shape (d,)."""
+        total = self.g.new_zeros(self.layout.numel)
+        self.add_squares_to(total)
+        return total
+
+    def add_squares_to(self, total: Tensor) -> None:
+        """Add the diagonal of J^T J; without shared positions it is one product of squared inputs and gradients."""
+        if total.dtype != self.dtype:
+            return super().add_squares_to(total)
+        weight, bias = self.layout.unpack(total)
+        if self.positions == 1:
+            g = _summed_squares(self.g[:, :, 0]).permute(1, 2, 0)  # q, G, n
+            weight.baddbmm_(g, self.a[:, 0].square().transpose(0, 1))
+            squares = g.sum(2)
+        else:
+            self._add_squares_of_gradients(weight)
+            squares = _summed_squares(self.g.sum(2)).sum(0)
+        if bias is not None:
+            bias += squares
+        if self.layout.leading_inputs != 1:
+            total.copy_(self.layout.pack(weight, bias))
+
+    def _add_squares_of_gradients(self, total: Tensor) -> None:
         """Form per-example gradients, square them, and sum them into `total` (q, G, A)."""
-        total.zero_()
         for examples in self._example_blocks():
             for g in self.g[:, examples]:
                 total += self._gradients(g, examples).square_().sum(0)
@@ -199,6 +210,14 @@ class KroneckerJacobian(LayerJacobian):
     def _example_blocks(self) -> Iterator[slice]:
         """Slices of the examples whose per-example gradients of one direction fit a block."""
         return blocks(self.g.shape[1], self.layout.weight_numel * self.g.element_size())
+
+
+def _summed_squares(x: Tensor) -> Tensor:
+    """sum_c x^2 of x (c, ...), without a tensor of all squares."""
+    total = x[0].square() if len(x) else x.new_zeros(x.shape[1:])
+    for part in x[1:]:
+        total.addcmul_(part, part)
+    return total
 
 
 def _second_moment_over_positions(x: Tensor) -> Tensor:

@@ -50,7 +50,11 @@ class Accumulator(ABC):
 
     @abstractmethod
     def finalize(self) -> Any:
-        """The data of the matrix, averaged over examples."""
+        """The data of the matrix, averaged over examples; it may take the memory of the sums, so it comes last and once."""
+
+    def average(self, name: str) -> Tensor:
+        """The sum of that name divided by the number of examples, in its own memory: it is among the sums no more."""
+        return self.sums.pop(name).div_(self.n_examples)
 
     def add(self, name: str, value: Tensor) -> None:
         """Add a value to the sum of that name; the first one becomes the sum, so it must be nobody else's tensor."""

@@ -115,6 +115,10 @@ def _check_vjp(jacobian: LayerJacobian, other: LayerJacobian) -> None:
 def _check_squares(jacobian: LayerJacobian, other: LayerJacobian) -> None:
     squares = _dense(jacobian).square()
     agree(jacobian.sum_of_squares(), squares.sum((0, 1)), "sum_of_squares")
+    total = _draw(jacobian, jacobian.shape[2])
+    expected = total.double() + squares.sum((0, 1))
+    jacobian.add_squares_to(total)
+    agree(total, expected, "add_squares_to")
     agree(jacobian.squared_norm(), squares.sum(), "squared_norm")
 
 

@@ -1,0 +1,72 @@
+"""Joining: small batches of one kind are run together, since a layer's products take as long for few examples as for some."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from nngeo_core.sweep.examples import Batch, select_examples
+
+__all__ = ["Part", "join"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples that are run together.
+
+    Attributes:
+        batch: The examples.
+        numbers: For each of them, the number of the batch that it came in.
+    """
+
+    batch: Batch
+    numbers: tuple[int, ...]
+
+    def select(self, chosen: slice) -> "Part":
+        """Some of the examples."""
+        return Part(select_examples(self.batch, chosen), self.numbers[chosen])
+
+
+def join(arriving: Iterable[tuple[Part, int]]) -> Iterator[Part]:
+    """Parts in their order, neighbours of one kind put together.
+
+    Args:
+        arriving: Each part with the number of examples that it may be joined to.
+    """
+    waiting: list[Part] = []
+    for part, most in arriving:
+        count = sum(len(other.numbers) for other in waiting) + len(part.numbers)
+        if waiting and (count > most or not _alike(waiting[0].batch, part.batch)):
+            yield _joined(waiting)
+            waiting = []
+        waiting.append(part if len(part.numbers) >= most else _kept(part))
+    if waiting:
+        yield _joined(waiting)
+
+
+def _kept(part: Part) -> Part:
+    """With tensors of its own: a loader may fill the same memory with the next batch."""
+    return Part(tree_map_only(Tensor, Tensor.clone, part.batch), part.numbers)
+
+
+def _alike(first: Batch, second: Batch) -> bool:
+    """Whether two batches differ in nothing but the values and the number of their examples."""
+    (leaves, structure), (others, other_structure) = tree_flatten(first), tree_flatten(second)
+    return structure == other_structure and all(_same_kind(*pair) for pair in zip(leaves, others, strict=True))
+
+
+def _same_kind(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape[1:] == second.shape[1:] and first.dtype == second.dtype and first.layout == second.layout
+    plain = isinstance(first, str | int | float) and type(first) is type(second)
+    return bool(first == second) if plain else first is second
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    columns, structures = zip(*(tree_flatten(part.batch) for part in parts), strict=True)
+    leaves = [torch.cat(some) if isinstance(some[0], Tensor) else some[0] for some in zip(*columns, strict=True)]
+    return Part(tree_unflatten(leaves, structures[0]), tuple(number for part in parts for number in part.numbers))
