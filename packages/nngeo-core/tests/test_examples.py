@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.errors import ShapeError
+from nngeo_core.likelihoods.targets import targets_of
 from nngeo_core.sweep.examples import (
     call_model,
     count_examples,
     iterate_batches,
     move_batch,
     select_examples,
-    targets_of,
 )
 
 X, Y = torch.arange(12.0).view(4, 3), torch.arange(4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nngeo_core import GaussianLikelihood, ShapeError
+from nngeo_core import GaussianLikelihood
 from nngeo_core.testing import relative_error
 
 N, C = 3, 4
@@ -40,7 +40,6 @@ def test_counts_and_shapes() -> None:
     likelihood, outputs = GaussianLikelihood(), torch.ones(N, C)
     likelihood.check(outputs)
     assert (likelihood.n_output(outputs), likelihood.n_directions(outputs)) == (C, C)
-    with pytest.raises(
-        ShapeError, match=r"'regression' expects outputs of shape \(n, c\), got \(3,\); give a `function`"
-    ):
-        likelihood.check(torch.ones(3))
+    for shape in ((3,), (3, 2, 4)):
+        likelihood.check(torch.ones(shape))
+        assert likelihood.n_directions(torch.ones(shape)) == torch.ones(shape)[0].numel()

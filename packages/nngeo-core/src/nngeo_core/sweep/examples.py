@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.errors import ShapeError
+from nngeo_core.likelihoods.targets import tensors
 
 __all__ = [
     "Batch",
@@ -21,7 +22,6 @@ __all__ = [
     "iterate_batches",
     "move_batch",
     "select_examples",
-    "targets_of",
 ]
 
 Batch: TypeAlias = Any
@@ -61,9 +61,9 @@ def count_examples(batch: Batch) -> int:
     Raises:
         ShapeError: The batch holds no tensor, or tensors of different first dimensions.
     """
-    counts = {tensor.shape[:1] for tensor in _tensors(batch)}
+    counts = {tensor.shape[:1] for tensor in tensors(batch)}
     if len(counts) != 1 or counts == {torch.Size([])}:
-        shapes = [tuple(tensor.shape) for tensor in _tensors(batch)]
+        shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
         raise ShapeError(
             f"every tensor of a batch has the examples as its first dimension; got {type(batch).__name__} with tensors "
             f"of shapes {shapes}. Give a loader that yields such batches"
@@ -73,18 +73,7 @@ def count_examples(batch: Batch) -> int:
 
 def example_shapes(batch: Batch) -> tuple[torch.Size, ...]:
     """The shapes of one example's tensors."""
-    return tuple(tensor.shape[1:] for tensor in _tensors(batch))
-
-
-def _tensors(batch: Batch) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for part in batch.values():
-            yield from _tensors(part)
-    elif isinstance(batch, tuple | list):
-        for part in batch:
-            yield from _tensors(part)
+    return tuple(tensor.shape[1:] for tensor in tensors(batch))
 
 
 def _map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -118,30 +107,11 @@ def select_examples(batch: Batch, chosen: slice) -> Batch:
     n = count_examples(batch)
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
     for part in parts:
-        if n > 1 and isinstance(part, tuple | list) and len(part) == n and not any(True for _ in _tensors(part)):
+        if n > 1 and isinstance(part, tuple | list) and len(part) == n and not any(True for _ in tensors(part)):
             raise ShapeError(
                 f"the batch has a {type(part).__name__} with {n} entries for {n} examples; make it a tensor"
             )
     return _map_tensors(batch, lambda tensor: tensor[chosen])
-
-
-def targets_of(batch: Batch) -> Tensor:
-    """The targets of a batch: the second of a tuple or list, `labels` of a mapping.
-
-    Raises:
-        ValueError: There are none.
-    """
-    targets = None
-    if isinstance(batch, Mapping):
-        targets = batch.get("labels")
-    elif isinstance(batch, tuple | list) and len(batch) > 1:
-        targets = batch[1]
-    if not isinstance(targets, Tensor):
-        raise ValueError(
-            f"this likelihood needs targets, and the batch has none: got {type(batch).__name__}, expected "
-            "(inputs, targets) or a mapping with 'labels'"
-        )
-    return targets
 
 
 def call_model(model: nn.Module, function: Callable[..., Any] | None, batch: Batch) -> Tensor:

@@ -176,6 +176,44 @@ class Generator(ABC):
             raise ValueError(f"n_output={self.n_output} was given, and the model returns {found} outputs per example")
         return outputs
 
+    def count_directions(self, outputs: Tensor, batch: Batch) -> tuple[int, int]:
+        """How many directions the outputs of a batch have, and how many of those, the last ones, enter with a minus sign."""
+        outputs, targets = _precise(outputs), self.likelihood.targets(batch)
+        return self.likelihood.n_directions(outputs, targets), self.likelihood.n_negative(outputs, targets)
+
+    def directions(self, outputs: Tensor, batch: Batch, chosen: slice) -> Tensor:
+        """The chosen output directions of a batch, shape (c, n, ...), zero at positions that do not count."""
+        found = self.likelihood.directions(_precise(outputs), self.likelihood.targets(batch), chosen)
+        mask = self.position_mask(outputs, batch)
+        return found if mask is None else found * self.likelihood.spread(mask, outputs)
+
+    def metric(self, outputs: Tensor, u: Tensor, batch: Batch) -> Tensor:
+        """L u for the outputs of a batch, and u of their shape; positions that do not count are left out."""
+        targets, mask = self.likelihood.targets(batch), self.position_mask(outputs, batch)
+        if mask is None:
+            return self.likelihood.metric(_precise(outputs), _precise(u), targets)
+        kept = self.likelihood.spread(mask, outputs)
+        return self.likelihood.metric(_precise(outputs), _precise(u) * kept, targets) * kept
+
+    def position_mask(self, outputs: Tensor, batch: Batch) -> Tensor | None:
+        """Which positions of each example count, shape (n, T), or None for all.
+
+        Raises:
+            ShapeError: The batch tells it for another number of positions than the outputs have.
+        """
+        mask = self.likelihood.position_mask(batch)
+        if mask is not None and mask.numel() != outputs.numel() // max(1, self.likelihood.n_output(outputs)):
+            raise ShapeError(
+                f"the batch tells which of {tuple(mask.shape)} (n, T) positions count, and the outputs have shape "
+                f"{tuple(outputs.shape)}: labels and outputs must have the same positions"
+            )
+        return mask
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In the dtype that sums are kept in: at least float32."""
+    return tensor.to(result_dtype(tensor.dtype))
+
 
 def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
     """Raise unless every parameter is real and was made where autograd sees it."""

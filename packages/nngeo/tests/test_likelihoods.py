@@ -1,0 +1,222 @@
+"""Fisher matrices of every kind of output, against plain autograd and sums over all targets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.tokenization_utils_base import BatchEncoding
+
+from nngeo import FIM, ClassifLogits, GaussianLikelihood, Likelihood, PMat, PVector, random_pvector
+from nngeo_core.plugins import registry
+from nngeo_core.testing import relative_error
+
+VOCABULARY, T = 7, 5
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def gpt2() -> nn.Module:
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=8, n_embd=4, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def llama() -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=8, attn_implementation="eager", pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).double().eval()
+
+
+def rows_of(model: nn.Module, outputs: Tensor, directions: Tensor) -> Tensor:
+    """Directions' gradients, shape (c, d)."""
+    parameters = list(model.parameters())
+    found = []
+    for direction in directions:
+        parts = torch.autograd.grad(
+            outputs, parameters, direction, retain_graph=True, materialize_grads=True, allow_unused=True
+        )
+        found.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(found)
+
+
+def softmax_roots(logits: Tensor) -> Tensor:
+    """For logits (positions, K) the directions (positions K, positions, K), each at one position."""
+    p, k = logits.detach().softmax(1), logits.shape[1]
+    eye = torch.eye(k, dtype=p.dtype)
+    found = []
+    for t in range(len(p)):
+        for j in range(k):
+            direction = torch.zeros_like(p)
+            direction[t] = p[t, j].sqrt() * (eye[j] - p[t])
+            found.append(direction)
+    return torch.stack(found)
+
+
+def flat(F: PMat, model: nn.Module) -> Tensor:
+    """The dense matrix in the order of model.parameters()."""
+    assert F.generator is not None
+    layers = F.layer_collection
+    names = [name for held in layers.parameter_names.values() for name in held]
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    starts, start = {}, 0
+    for name in names:
+        starts[name] = start
+        start += sizes[name]
+    order = torch.cat([torch.arange(starts[n], starts[n] + sizes[n]) for n, _ in model.named_parameters()])
+    return F.get_dense_tensor()[order][:, order]
+
+
+@pytest.mark.parametrize(
+    ("build", "side", "dtype", "limit"),
+    [
+        (gpt2, "right", torch.float64, 1e-10),
+        (gpt2, "left", torch.float64, 1e-10),
+        (llama, "right", torch.float64, 1e-6),
+        (llama, "left", torch.float32, 1e-4),  # in float64 its own outputs are NaN where a row has nothing to attend to
+    ],
+    ids=["gpt2-right", "gpt2-left", "llama-right", "llama-left"],
+)
+def test_a_causal_language_model_with_ragged_padding_is_the_loop_over_single_sequences(
+    build: Callable[[], nn.Module], side: str, dtype: torch.dtype, limit: float
+) -> None:
+    torch.manual_seed(0)
+    model, lengths = build().to(dtype), [5, 3, 2]
+    tokens = torch.zeros(3, T, dtype=torch.int64)
+    padding = torch.zeros(3, T, dtype=torch.int64)
+    expected = 0
+    for i, length in enumerate(lengths):
+        sequence = torch.randint(1, VOCABULARY, (length,), generator=torch.Generator().manual_seed(i))
+        place = slice(0, length) if side == "right" else slice(T - length, T)
+        tokens[i, place], padding[i, place] = sequence, 1
+        logits = model(input_ids=sequence[None]).logits[0, :-1]
+        rows = rows_of(model, logits, softmax_roots(logits))
+        expected = expected + rows.T @ rows / 3
+    batch = BatchEncoding({"input_ids": tokens, "attention_mask": padding})
+    if side == "left":
+        batch["position_ids"] = (padding.cumsum(1) - 1).clamp(min=0)
+    dense, diag = FIM(model, batch, ["dense", "diag"], VOCABULARY, "causal_lm_logits")
+    assert relative_error(flat(dense, model), expected) <= limit
+    assert relative_error(diag.get_diag(), dense.get_diag()) <= max(1e-10, limit / 10)
+    v = draw(dense.size()[0], seed=5).to(dtype)
+    vector = PVector(dense.layer_collection, vector_repr=v)
+    product = dense.generator.product(vector, [batch]).get_flat_representation()
+    assert relative_error(product, dense.get_dense_tensor() @ v) <= max(1e-6, limit)
+
+
+class Segmenter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(2, 3, 3, padding=1)
+        self.inner = nn.Conv2d(3, 3, 2, stride=2)
+        self.up = nn.ConvTranspose2d(3, 3, 2, stride=2)
+        self.head = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.down(x).tanh()
+        return self.head(torch.cat((first, self.up(self.inner(first).tanh())), 1))
+
+
+def test_a_segmentation_leaves_out_ignored_pixels() -> None:
+    torch.manual_seed(0)
+    model, x = Segmenter().double(), draw(3, 2, 4, 4)
+    labels = torch.randint(0, 3, (3, 4, 4), generator=torch.Generator().manual_seed(1))
+    labels[torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.4] = -100
+    labels[2] = -100
+    expected = 0
+    for image, wanted in zip(x, labels, strict=True):
+        logits = model(image[None])[0].flatten(1).T[wanted.flatten() != -100]
+        if len(logits):
+            rows = rows_of(model, logits, softmax_roots(logits))
+            expected = expected + rows.T @ rows / 3
+    dense, diag, kfac = FIM(model, (x, labels), ["dense", "diag", "kfac"], 3, "segmentation_logits")
+    assert relative_error(flat(dense, model), expected) <= 1e-10
+    assert relative_error(diag.get_diag(), dense.get_diag()) <= 1e-10
+    everything = FIM(model, x, "dense", 3, "segmentation_logits")
+    assert everything.trace() > dense.trace()
+    keep = (labels != -100).flatten(1)
+    patches = nn.functional.unfold(x, 3, padding=1).transpose(1, 2)[keep]
+    a = torch.cat((patches, torch.ones(len(patches), 1, dtype=torch.float64)), 1)
+    assert relative_error(kfac.data["down"].inputs[0], a.T @ a / 3) <= 1e-12
+
+
+def all_likelihoods() -> list[tuple[str | Likelihood, Tensor]]:
+    return [
+        ("classif_logits", draw(5, 4)),
+        ("classif_logsoftmax", draw(5, 4)),
+        ("classif_binary_logits", draw(5, 1)),
+        ("multilabel_logits", draw(5, 4)),
+        ("regression", draw(5, 4)),
+        (GaussianLikelihood(torch.tensor([1.0, 2.0, 0.5, 3.0])), draw(5, 4)),
+        ("poisson", draw(5, 4)),
+    ]
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_every_representation_and_product_of_every_likelihood(place: int) -> None:
+    variant, target = all_likelihoods()[place]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, target.shape[1]))
+    if variant == "classif_logsoftmax":
+        model.append(nn.LogSoftmax(1))
+    model, x = model.double(), draw(5, 3, seed=3)
+    likelihood = registry.likelihood(variant)() if isinstance(variant, str) else variant
+    c = target.shape[1]
+    units = torch.eye(c, dtype=torch.float64)
+    expected = 0
+    for example in x.split(1):
+        outputs = model(example)
+        jacobian = rows_of(model, outputs, units[:, None])
+        metric = torch.stack([likelihood.metric(outputs.detach(), unit[None])[0] for unit in units])
+        expected = expected + jacobian.T @ metric @ jacobian / 5
+    dense, diag, kfac = FIM(model, x.split(2), ["dense", "diag", "kfac"], c, variant)
+    assert relative_error(flat(dense, model), expected) <= 1e-10
+    assert relative_error(diag.get_diag(), dense.get_diag()) <= 1e-10
+    assert kfac.trace() > 0
+    v = random_pvector(dense.layer_collection, dtype=torch.float64)
+    found = dense.generator.product(v, x.split(2)).get_flat_representation()
+    assert relative_error(found, dense.mv(v).get_flat_representation()) <= 1e-10
+
+
+def test_outputs_without_an_axis_for_values() -> None:
+    """A model that returns (n,): one logit for each example."""
+    model, x = nn.Linear(3, 1).double(), draw(5, 3)
+    column = FIM(model, x, "dense", 1, "classif_binary_logits")
+    found = FIM(model, x, "dense", 1, "classif_binary_logits", function=lambda x: model(x)[:, 0])
+    assert relative_error(found.get_dense_tensor(), column.get_dense_tensor()) <= 1e-14
+
+
+@pytest.mark.parametrize("variant", ["segmentation_logits_random_signs", "causal_lm_logits_random_signs"])
+def test_random_signs_by_name(variant: str) -> None:
+    model = Segmenter().double()
+    function: Any = None if variant.startswith("seg") else lambda x: model(x).flatten(2).transpose(1, 2)
+    exact = "segmentation_logits" if variant.startswith("seg") else "causal_lm_logits"
+    x = draw(4, 2, 4, 4)
+    if not variant.startswith("seg"):
+        tokens = torch.zeros(4, 16)
+        batch: Any = {"input_ids": tokens, "image": x}
+        function = lambda batch: model(batch["image"]).flatten(2).transpose(1, 2)  # noqa: E731
+    else:
+        batch = x
+    expected = FIM(model, batch, "diag", 3, exact, function=function).trace()
+    found = torch.stack([FIM(model, batch, "diag", 3, variant, function=function).trace() for _ in range(30)])
+    assert (found.mean() - expected).abs() <= 5 * found.std() / 30**0.5
+    assert found.std() > 0
+
+
+def test_a_wrong_number_of_labels_is_refused() -> None:
+    model = Segmenter().double()
+    with pytest.raises(ValueError, match="labels and outputs must have the same positions"):
+        FIM(model, (draw(3, 2, 4, 4), torch.zeros(3, 2, 2, dtype=torch.int64)), "diag", 3, "segmentation_logits")
+
+
+def test_classif_logits_names_the_kind_that_fits() -> None:
+    with pytest.raises(ValueError, match="'segmentation_logits'"):
+        FIM(Segmenter().double(), draw(3, 2, 4, 4), "diag", 3, ClassifLogits())
