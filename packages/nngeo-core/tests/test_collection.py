@@ -11,7 +11,9 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from nngeo_core.errors import LayerCollectionMismatchError, UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
-from nngeo_core.layers import sources
+from nngeo_core.jacobians.layout import matrix_layout
+from nngeo_core.jacobians.structure import Structure
+from nngeo_core.layers import overview, sources
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import Conv2dLayer, Layer, LinearLayer, ParameterLayer
 from nngeo_core.layers.rule import Call, LayerRule
@@ -32,6 +34,9 @@ class LinearRule(DescribingRule):
     def describe(self, module: nn.Module) -> Layer:
         assert isinstance(module, nn.Linear)
         return LinearLayer(module.in_features, module.out_features, module.bias is not None)
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        return Structure(matrix_layout({name: tuple(module.get_parameter(name).shape) for name in names}))
 
 
 class Conv2dRule(DescribingRule):
@@ -55,6 +60,10 @@ class EmbeddingRule(DescribingRule):
     def describe(self, module: nn.Module) -> Layer:
         return ParameterLayer((("weight", tuple(module.get_parameter("weight").shape)),))
 
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        shapes = {"weight": tuple(module.get_parameter("weight").shape)}
+        return Structure(matrix_layout(shapes, transposed=True), diagonal_inputs=True)
+
 
 class AttentionRule(DescribingRule):
     name = "attention"
@@ -66,7 +75,7 @@ class AttentionRule(DescribingRule):
 
 
 class RuleTable:
-    """The two look-ups that the layers ask of the plugin registry."""
+    """The look-ups that the layers ask of the plugin registry; there are no representations."""
 
     def __init__(self) -> None:
         rules = (LinearRule(), Conv2dRule(), EmbeddingRule(), AttentionRule())
@@ -79,11 +88,16 @@ class RuleTable:
     def resolve_rule(self, module: nn.Module) -> LayerRule | None:
         return self.last_resort
 
+    def names(self, table: str) -> tuple[str, ...]:
+        assert table == "representations"
+        return ()
+
 
 @pytest.fixture(autouse=True)
 def rules(monkeypatch: pytest.MonkeyPatch) -> RuleTable:
     table = RuleTable()
     monkeypatch.setattr(sources, "registry", table)
+    monkeypatch.setattr(overview, "registry", table)
     return table
 
 
@@ -299,13 +313,52 @@ def test_parameter_tied_to_an_unsupported_module_is_unsupported() -> None:
 def test_print_is_a_table() -> None:
     collection = LayerCollection.from_model(convnet())
     collection.add_layer("extra", ParameterLayer((("shift", (5,)),)))
-    lines = [line.split() for line in str(collection).splitlines()]
-    assert lines[0] == ["layer", "record", "parameters", "rule"]
-    assert (lines[1][0], lines[1][-2:]) == ("0", ["40", "conv2d"])
-    assert (lines[2][0], lines[2][-2:]) == ("3", ["48", "linear"])
-    assert (lines[3][0], lines[3][-2:]) == ("extra", ["5", "-"])
-    assert lines[4] == ["total", "93"]
+    assert str(collection).splitlines() == [
+        "layer  kind                          parameters  rule",
+        "0      Conv2d 2 -> 4, 3x3, groups 2          40  conv2d",
+        "3      Linear 16 -> 3, no bias               48  linear",
+        "extra  shift 5                                5  -",
+        "total                                        93",
+    ]
+    assert str(LayerCollection(collection)) == str(collection)
     assert repr(collection) == "LayerCollection(3 layers, 93 parameters)"
+
+
+def test_structures_are_what_the_rules_say() -> None:
+    model = tied_head()
+    collection = LayerCollection.from_model(model)
+    factors = {
+        layer_id: found and found.factor_shapes for layer_id in collection if (found := collection.structure(layer_id))
+    }
+    assert factors == {
+        "embedding": None,  # tied to a linear layer, so no Kronecker product
+        "body": ((1, 4, 4), (1, 3, 3)),
+        "head": ((1, 1, 1), (1, 7, 7)),  # the bias alone
+    }
+    collection = LayerCollection.from_model(model, only=["body*"])
+    assert LayerCollection(collection).structure("body") == collection.structure("body")
+    embedding = LayerCollection.from_model(nn.Sequential(nn.Embedding(7, 3))).structure("0")
+    assert embedding is not None and (embedding.factor_shapes, embedding.factor_numel) == (((1, 7), (1, 3, 3)), 16)
+
+
+def test_two_linear_layers_that_share_their_weight_have_its_structure() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    assert LayerCollection.from_model(model).structure("0") == Structure(matrix_layout({"weight": (3, 3)}))
+
+
+def test_a_rule_that_does_not_say_leaves_the_structure_unknown(rules: RuleTable) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)).eval()
+    model[1].weight = model[0].weight
+    collection = LayerCollection.from_model(model)
+    assert [collection.structure(layer_id) for layer_id in collection] == [None] * 3
+
+
+def test_without_a_model_the_record_says_the_structure() -> None:
+    layers = LayerCollection({"a": Conv2dLayer(4, 6, (3, 2), groups=2), "b": ParameterLayer((("weight", (3, 2)),))})
+    found = layers.structure("a")
+    assert found is not None and found.factor_shapes == ((2, 13, 13), (2, 3, 3))
+    assert layers.structure("b") is None
 
 
 def test_add_layer_refuses_what_is_there_already() -> None:

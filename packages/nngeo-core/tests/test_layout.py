@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout, matrix_layout
 
 LAYOUTS = {
     "linear": KroneckerLayout(1, 3, 4, True),
@@ -73,3 +73,28 @@ def test_a_transposed_convolution_stores_channels_of_the_input_first() -> None:
             for pixel in range(3):
                 expected = module.weight[2 * group + channel, :, 0, pixel]
                 assert weight[group, :, 3 * channel + pixel].equal(expected)
+
+
+MODULES = {
+    "linear": (nn.Linear(4, 3), 1, False),
+    "groups": (nn.Conv2d(4, 6, (1, 2), groups=2), 2, False),
+    "in-by-out": (nn.ParameterDict({"weight": torch.zeros(4, 3), "bias": torch.zeros(3)}), 1, True),
+    "transposed-convolution": (nn.ConvTranspose2d(4, 6, (1, 3), groups=2), 2, True),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_layout_of_a_module_follows_from_its_shapes(name: str) -> None:
+    module, groups, transposed = MODULES[name]
+    shapes = {local: tuple(parameter.shape) for local, parameter in module.named_parameters()}
+    found = matrix_layout({local: shapes[local] for local in ("weight", "bias")}, groups, transposed)
+    assert (found, found.input_width) == (LAYOUTS[name], LAYOUTS[name].inputs + 1)
+    without = matrix_layout({"weight": shapes["weight"]}, groups, transposed)
+    assert (without.numel, without.input_width) == (module.weight.numel(), LAYOUTS[name].inputs)
+    bias = matrix_layout({"bias": shapes["bias"]}, groups, transposed)
+    assert bias == KroneckerLayout(groups, LAYOUTS[name].outputs, 0, True) and bias.input_width == 1
+
+
+def test_factors_are_printed_by_their_shapes() -> None:
+    factors = KroneckerFactors(torch.ones(2, 5, 5), torch.ones(2, 3, 3), LAYOUTS["groups"])
+    assert repr(factors) == "KroneckerFactors(inputs (2, 5, 5), outputs (2, 3, 3), torch.float32, cpu)"

@@ -56,6 +56,28 @@ def test_a_transposed_output_and_an_in_place_activation(build: Build, hooks: Hoo
     assert_exact(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(5, 2))), draw(4, 5, 3))
 
 
+def test_an_output_that_another_one_is_computed_from(build: Build, hooks: Hooks) -> None:
+    """Its own edge would receive what belongs to the other; a cell of an LSTM is one such module."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([0.5, 2.0, 3.0]))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            cell = self.scale * x
+            hidden = cell.tanh()
+            return hidden, cell, hidden
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        hidden, cell, again = net.a(x)
+        return net.b(hidden + cell.square() + again.exp())
+
+    generator = hooks(build(forward, a=Pair(), b=nn.Linear(3, 2)))
+    assert_exact(generator, draw(4, 3))
+    assert {use.path for use in generator._plan} == {"a", "b"}  # not the model around them
+
+
 @pytest.mark.parametrize("frozen", [("a",), ("b",), ("a", "b")], ids=str)
 def test_frozen_layers_are_differentiated_and_stay_frozen(frozen: tuple[str, ...], build: Build, hooks: Hooks) -> None:
     model = build(lambda net, x: net.b(net.a(x).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nngeo_core import ClassifLogits, GaussianLikelihood, LayerCollection, Likelihood, ShapeError
+from nngeo_core.likelihoods.targets import targets_of
 from nngeo_core.testing import MODELS, Case, fisher, output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
 
@@ -180,9 +181,10 @@ def test_a_function_of_the_batch(
 class Targeted(GaussianLikelihood):
     """Directions are the differences from the targets: the gradient of the loss."""
 
-    needs_targets = True
+    def targets(self, examples: Any) -> Tensor:
+        return targets_of(examples)
 
-    def n_directions(self, outputs: Tensor) -> int:
+    def n_directions(self, outputs: Tensor, targets: Any = None) -> int:
         return 1
 
     def directions(self, outputs: Tensor, targets: Tensor | None, chosen: slice) -> Tensor:
@@ -225,7 +227,6 @@ def test_wrong_numbers_of_outputs_are_refused(likelihood: Likelihood, net: nn.Mo
             ShapeError,
             r"has \d examples and the outputs have shape \(1, 5\)",
         ),
-        (lambda net: lambda x: net(x)[..., None], ShapeError, r"'regression' expects outputs of shape \(n, c\), got"),
         (lambda net: lambda x: [net(x)], TypeError, "the model returned list, expected one tensor or an object with"),
         (
             lambda net: lambda x: {"loss": net(x)},

@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nngeo_core import Call, KroneckerJacobian, UnsupportedLayerError
 from nngeo_core.testing import RuleCase, RuleContract
+from nngeo_core.testing.jacobian_contract import CONTRACTIONS, agree
 from nngeo_generators.rules.linear import LinearRule
 
 
@@ -36,6 +39,31 @@ class TestLinearRule(RuleContract):
             "transposed": linear(4, 5, change=lambda x: x.transpose(0, 1)),
             "strided": linear(10, 4, change=lambda x: x[::2]),
         }
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> tuple[RuleCase, tuple[str, ...]]:
+    """A linear layer, inputs with any number of axes of positions in any memory layout, and the parameters asked for."""
+    shape = [draw(st.integers(1, 3)), *draw(st.lists(st.integers(1, 3), max_size=3)), draw(st.integers(1, 4))]
+    choices = [("weight", "bias"), ("weight",), ("bias",)] if draw(st.booleans()) else [("weight",)]
+    names = draw(st.sampled_from(choices))
+    module = nn.Linear(shape[-1], draw(st.integers(1, 4)), len(choices) > 1, dtype=torch.float64)
+    order = draw(st.permutations(range(len(shape))))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    stored = torch.randn([shape[axis] for axis in order], dtype=torch.float64, generator=generator)
+    return RuleCase(module, stored.permute(*(order.index(axis) for axis in range(len(shape))))), names
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(geometries(), st.integers(1, 3))
+def test_any_geometry_equals_autograd(drawn: tuple[RuleCase, tuple[str, ...]], directions: int) -> None:
+    case, names = drawn
+    shape = (directions, *case.module(*case.call.arguments).shape)
+    gradients = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = LinearRule().jacobian(case.module, case.call, gradients, names)
+    agree(found.to_dense(), case.autograd(gradients, names), "to_dense")
+    for check in CONTRACTIONS.values():
+        check(found, found)
 
 
 @pytest.mark.parametrize("positions", [(), (4,), (2, 3)], ids=str)

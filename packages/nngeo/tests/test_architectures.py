@@ -25,7 +25,7 @@ from nngeo_core.testing import kfac_factors, output_jacobian, relative_error
 from .architectures import ARCHITECTURES, Architecture, adapted, bert, gpt2, lstm, resnet, unet
 
 SMALL = [name for name in ARCHITECTURES if name != "minilm"]
-STRUCTURED = ["gpt2-eager", "llama-sdpa", "bert-pooled", "resnet", "minilm", "unet", "low-rank-adapters"]
+STRUCTURED = ["gpt2-eager", "llama-sdpa", "bert-pooled", "resnet", "minilm", "unet", "lstm", "low-rank-adapters"]
 
 
 @cache

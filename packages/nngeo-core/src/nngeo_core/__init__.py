@@ -18,6 +18,7 @@ from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.jacobians.scale_shift import ScaleShiftJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.jacobians.sum import SumJacobian
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import Conv2dLayer, ConvTranspose2dLayer, Layer, LinearLayer, ParameterLayer
@@ -75,6 +76,7 @@ __all__ = [
     "PushForward",
     "ScaleShiftJacobian",
     "ShapeError",
+    "Structure",
     "SumJacobian",
     "UnsupportedLayerError",
     "UnsupportedOperationError",

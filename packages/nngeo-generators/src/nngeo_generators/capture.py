@@ -74,7 +74,7 @@ class Capture:
                 self.altered[use.layer_id] = (
                     f"'{use.path}' ({type(module).__name__}) returned one row for {self.n} examples"
                 )
-        connected = {k: _connected(parts[k]) for k in places}
+        connected = {k: _connected(parts[k], len(places) > 1) for k in places}
         self.note(uses, arguments, keywords, list(connected.values()))
         if structure is None:
             return connected[0]
@@ -186,12 +186,15 @@ class Capture:
                 sizes.append((jacobian.input_nbytes, growing))
         return measure(sizes)
 
-    def layer_jacobians(self, directions: Tensor, keep_graph: bool) -> dict[str, LayerJacobian]:
+    def layer_jacobians(
+        self, directions: Tensor, keep_graph: bool, mask: Tensor | None = None
+    ) -> dict[str, LayerJacobian]:
         """The Jacobian of each layer that was called.
 
         Args:
             directions: Output gradients, shape (c, n, ...).
             keep_graph: Whether more directions will follow.
+            mask: Which of T positions of each example count, shape (n, T), for the layers that share T positions.
 
         Raises:
             NonFiniteError: An output gradient has a NaN or an infinity; names the module.
@@ -203,6 +206,7 @@ class Capture:
         for captured, parts in zip(self.calls, gradients, strict=True):
             for use in captured.uses:
                 jacobian = _in_layer(use, self._jacobian(use, captured, parts))
+                jacobian = jacobian if mask is None else jacobian.with_mask(mask)
                 before = jacobians.get(use.layer_id)
                 jacobians[use.layer_id] = jacobian if before is None else add(before, jacobian)
         return jacobians
@@ -237,11 +241,14 @@ class Capture:
                     )
 
 
-def _connected(part: Tensor) -> Tensor:
-    """The tensor with a gradient edge of its own that no in-place operation can orphan."""
+def _connected(part: Tensor, one_of_several: bool) -> Tensor:
+    """The tensor with a gradient edge of its own that no in-place operation can orphan.
+
+    One of several is cloned, since others may be computed from it, whose derivatives would arrive at its edge too.
+    """
     if not part.requires_grad:
         return part + torch.zeros((), dtype=part.dtype, device=part.device, requires_grad=True)
-    return part.clone() if part._is_view() else part
+    return part.clone() if one_of_several or part._is_view() else part
 
 
 def _in_layer(use: Use, jacobian: LayerJacobian) -> LayerJacobian:

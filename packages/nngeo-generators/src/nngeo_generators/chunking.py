@@ -1,11 +1,13 @@
 """How many examples and output directions go through the model at once: bytes counted on one example."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from nngeo_core.jacobians.contraction import blocks
 
 __all__ = [
     "Chunks",
@@ -17,6 +19,7 @@ __all__ = [
     "largest_tensor",
     "measure",
     "measure_graph",
+    "signed_blocks",
 ]
 
 T = TypeVar("T")
@@ -121,3 +124,11 @@ def choose_chunks(
         return Chunks(examples, directions, max(1, joined))
     fit = min(most // max(1, one.largest_gradient), (memory_budget - one.inputs) // max(1, one.gradients))
     return Chunks(1, min(directions, max(1, fit)))
+
+
+def signed_blocks(total: int, negative: int, most: int) -> Iterator[slice]:
+    """Slices of all directions, none with both of those that enter with a plus and the last ones, with a minus sign."""
+    positive = total - negative
+    yield from blocks(positive, 1, most)
+    for some in blocks(negative, 1, most):
+        yield slice(positive + some.start, positive + some.stop)

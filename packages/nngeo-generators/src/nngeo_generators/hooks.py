@@ -13,7 +13,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples, targets_of
+from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import (
@@ -24,7 +24,9 @@ from nngeo_generators.chunking import (
     keep_freed_memory,
     largest_tensor,
     measure_graph,
+    signed_blocks,
 )
+from nngeo_generators.coverage import Coverage, coverage_of
 from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, run_unwritten
 from nngeo_generators.joining import Part, join
 from nngeo_generators.linearize import Way, all_ways
@@ -82,6 +84,18 @@ class HooksGenerator(Generator):
         self._ways = [*all_ways(), self._by_layers]
         self._sound: set[Way] = set()
 
+    def coverage(self) -> Coverage:
+        """How the derivative of each layer is obtained: as planned, and after the first batch, as that has shown to be exact.
+
+        Example:
+            >>> generator = HooksGenerator(nn.Linear(2, 1), "regression")
+            >>> _ = generator.jacobian(torch.tensor([[3.0, 4.0]]))
+            >>> print(generator.coverage())
+            layer  module  way
+            ''     ''      linear: read off its calls
+        """
+        return coverage_of(self._plan, self._first_plan, self.layer_collection, examined=self._trusted is not None)
+
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
         check_modes(self.model)
         batch = move_batch(batch, self.device)
@@ -89,7 +103,8 @@ class HooksGenerator(Generator):
         if part.numbers:
             self._trust(part, model_state(self.model))
         capture = self._capture(part)
-        return self._slice(capture, batch, directions or slice(0, self.likelihood.n_directions(capture.outputs)))
+        total, negative = self.count_directions(capture.outputs.detach(), batch)
+        return self._slice(capture, batch, directions or slice(0, total), total, total - negative)
 
     def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
@@ -99,8 +114,9 @@ class HooksGenerator(Generator):
             for examples in blocks(n, 1, chunks.examples):
                 chunk = part.select(examples)
                 capture = self._capture(chunk)
-                for directions in blocks(self.likelihood.n_directions(capture.outputs), 1, chunks.directions):
-                    yield self._slice(capture, chunk.batch, directions)
+                total, negative = self.count_directions(capture.outputs.detach(), chunk.batch)
+                for directions in signed_blocks(total, negative, chunks.directions):
+                    yield self._slice(capture, chunk.batch, directions, total, total - negative)
 
     def _arriving(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
         """The batches that have examples, trusted, each with how many examples it may be joined to."""
@@ -156,15 +172,19 @@ class HooksGenerator(Generator):
             capture.refused |= capture.altered
         return capture
 
-    def _slice(self, capture: Capture, batch: Batch, chosen: slice) -> JacobianBatch:
-        """The Jacobians of the captured examples for some directions."""
+    def _slice(self, capture: Capture, batch: Batch, chosen: slice, total: int, positive: int) -> JacobianBatch:
+        """The Jacobians of the captured examples for some of all directions, of which the first `positive` have no sign."""
         capture.raise_refused()
+        if chosen.start < positive < chosen.stop:
+            raise ValueError(
+                f"directions {chosen.start} to {chosen.stop} were asked for, of which those from {positive} on enter with a "
+                f"minus sign; ask for slice({chosen.start}, {positive}) and slice({positive}, {chosen.stop}) one by one"
+            )
         outputs = capture.outputs.detach()
-        total = self.likelihood.n_directions(outputs)
-        targets = targets_of(batch) if self.likelihood.needs_targets else None
-        directions = self.likelihood.directions(outputs, targets, chosen)
-        layers = capture.layer_jacobians(directions, keep_graph=chosen.stop < total)
-        return JacobianBatch(layers, capture.n, chosen, total, result_dtype(outputs.dtype), outputs.device)
+        directions, mask = self.directions(outputs, batch, chosen), self.position_mask(outputs, batch)
+        layers = capture.layer_jacobians(directions.to(outputs.dtype), keep_graph=chosen.stop < total, mask=mask)
+        dtype, sign = result_dtype(outputs.dtype), 1 if chosen.start < positive or not total else -1
+        return JacobianBatch(layers, capture.n, chosen, total, dtype, outputs.device, sign)
 
     def _trust(self, part: Part, state: object) -> None:
         """The check of the model, when it is due."""
@@ -182,7 +202,7 @@ class HooksGenerator(Generator):
             last = part.select(slice(len(part.numbers) - 1, None))
             alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
             alone.raise_refused()
-            directions = self.likelihood.n_directions(alone.outputs)
+            directions, _ = self.count_directions(alone.outputs.detach(), last.batch)
             self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, self._budget, graph)
         return self._chunks[shapes]
 

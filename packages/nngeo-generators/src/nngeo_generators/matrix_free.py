@@ -35,7 +35,7 @@ def push_forward(
     for part in parts:
         found = linearizer.linearize(network, part.batch, lambda outputs, change: change)
         check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
-        changes.append(found.change.flatten(1).T)
+        changes.append(found.change.reshape(len(found.change), -1).T)
     if not changes:
         raise ValueError(NO_EXAMPLES)
     return _checked(torch.cat(changes, 1), "J v")
@@ -72,7 +72,7 @@ def fisher_product(
     linearizer = Linearizer(generator.model, parameters, v, ways, sound)
     n, (total, sums) = 0, _zeros(parameters)
     for part in parts:
-        found = linearizer.linearize(network, part.batch, generator.likelihood.metric)
+        found = linearizer.linearize(network, part.batch, partial(generator.metric, batch=part.batch))
         check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
         torch._foreach_add_(sums, found.pulled)
         n += len(found.outputs)

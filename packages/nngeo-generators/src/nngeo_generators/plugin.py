@@ -17,6 +17,7 @@ from nngeo_generators.rules.group_norm import GroupNormRule
 from nngeo_generators.rules.instance_norm import InstanceNormRule
 from nngeo_generators.rules.layer_norm import LayerNormRule
 from nngeo_generators.rules.linear import LinearRule
+from nngeo_generators.rules.recurrent import RecurrentRule
 from nngeo_generators.rules.rms_norm import RMSNormLikeRule, RMSNormRule
 from nngeo_generators.rules.transformers_conv1d import TransformersConv1DRule
 
@@ -44,6 +45,7 @@ def nngeo_layer_rules() -> list[LayerRule]:
         LinearRule(),
         MultiheadAttentionRule(),
         RMSNormRule(),
+        RecurrentRule(),
     ]
 
 

@@ -33,6 +33,7 @@ class StandInRule(GenericRule):
     """
 
     name = "stand-in"
+    way = "one copy for each example"
 
     def __init__(self, axes: int) -> None:
         super().__init__(subtree=False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
 from nngeo_core.matrices.pmat import PMat
@@ -69,6 +70,11 @@ class PMatDense(PMat):
         if not all_finite(data):
             raise NonFiniteError("the data of a PMatDense has NaN or infinite entries")
         return data
+
+    @classmethod
+    def stored_numbers(cls, layers: LayerCollection) -> int:
+        """d^2, for all layers together."""
+        return layers.numel() ** 2
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
@@ -62,6 +63,11 @@ class PMatDiag(PMat):
         if not all_finite(data):
             raise NonFiniteError("the data of a PMatDiag has NaN or infinite entries")
         return data
+
+    @classmethod
+    def stored_numbers(cls, layers: LayerCollection) -> dict[str, int]:
+        """One for each parameter."""
+        return {layer_id: layer.numel() for layer_id, layer in layers.items()}
 
     @property
     def dtype(self) -> torch.dtype:

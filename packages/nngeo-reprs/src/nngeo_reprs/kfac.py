@@ -11,6 +11,7 @@ from torch import Tensor
 from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.errors import LayerCollectionMismatchError, NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.vectors.pvector import PVector
@@ -68,7 +69,7 @@ class PMatKFAC(PMat):
             layout = KroneckerLayout(len(outputs), outputs.shape[-1], inputs.shape[-1] - has_bias, has_bias)
             given = KroneckerFactors(inputs, outputs, layout)
         layout = given.layout
-        q, width, numel = layout.groups, layout.inputs + layout.has_bias, self.layer_collection[layer_id].numel()
+        q, width, numel = layout.groups, layout.input_width, self.layer_collection[layer_id].numel()
         found = (tuple(given.inputs.shape), tuple(given.outputs.shape))
         inputs_fit = found[0] in ((q, width, width), (q, width))
         if not inputs_fit or found[1] != (q, layout.outputs, layout.outputs) or layout.numel != numel:
@@ -80,6 +81,12 @@ class PMatKFAC(PMat):
         if not (all_finite(given.inputs) and all_finite(given.outputs)):
             raise NonFiniteError(f"layer '{layer_id}': the Kronecker factors have NaN or infinite entries")
         return given
+
+    @classmethod
+    def stored_numbers(cls, layers: LayerCollection) -> dict[str, int | None]:
+        """A^2 + G^2 for each group of a layer, A counting a bias; V + G^2 for a table of V rows; None without factors."""
+        structures = {layer_id: layers.structure(layer_id) for layer_id in layers}
+        return {layer_id: found.factor_numel for layer_id, found in structures.items() if found is not None}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -49,9 +49,21 @@ class LayerJacobian(ABC):
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
 
+    def __repr__(self) -> str:
+        """Sizes, dtype and device."""
+        c, n, d = self.shape
+        return f"{type(self).__name__}({c} directions, {n} examples, {d} parameters, {self.dtype}, {self.device})"
+
     def joined(self, other: "LayerJacobian") -> "LayerJacobian | None":
         """J + J' in the structure that both share, or None if they share none (see `nngeo_core.jacobians.sum.add`)."""
         return None
+
+    def with_mask(self, mask: Tensor) -> "LayerJacobian":
+        """The same J, whose Kronecker factors leave out the positions (n, s) where a mask is False, if it has that many.
+
+        J itself is exact and stays as it is; its factors are sums and averages over positions, and padding is none.
+        """
+        return self
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n), for v of shape (d,)."""

@@ -22,6 +22,7 @@ class JacobianBatch:
         total_directions: How many directions the examples have in all.
         dtype: The dtype in which sums over examples are kept.
         device: Where the tensors are.
+        sign: 1, or -1 for directions that enter with a minus sign.
     """
 
     layers: Mapping[str, LayerJacobian]
@@ -30,6 +31,7 @@ class JacobianBatch:
     total_directions: int
     dtype: torch.dtype
     device: torch.device
+    sign: int = 1
 
     @property
     def first_slice(self) -> bool:

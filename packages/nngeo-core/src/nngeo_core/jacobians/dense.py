@@ -10,7 +10,7 @@ from nngeo_core.jacobians.base import LayerJacobian
 __all__ = ["DenseJacobian"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DenseJacobian(LayerJacobian):
     """J stored as it is.
 

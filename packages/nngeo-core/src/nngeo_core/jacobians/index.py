@@ -1,17 +1,18 @@
 """IndexJacobian: layers that look rows of a table up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
-from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.jacobians.layout import KroneckerFactors, matrix_layout
+from nngeo_core.jacobians.masks import joined_masks
 
 __all__ = ["IndexJacobian"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IndexJacobian(LayerJacobian):
     """J[c, n] = sum_s e_index[n, s] (x) g[c, n, s] for a table of V rows: a Kronecker Jacobian with one-hot inputs.
 
@@ -21,11 +22,13 @@ class IndexJacobian(LayerJacobian):
         index: Rows looked up, shape (n, s); a negative index is a look-up without derivative (padding).
         g: Derivatives of the c directions with respect to what was looked up, shape (c, n, s, G).
         rows: V.
+        mask: Which positions count in the Kronecker factors, shape (n, s); None for all.
     """
 
     index: Tensor
     g: Tensor
     rows: int
+    mask: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,7 +59,12 @@ class IndexJacobian(LayerJacobian):
         """Two look-ups of one table are one with more positions."""
         if not isinstance(other, IndexJacobian) or other.rows != self.rows:
             return None
-        return IndexJacobian(torch.cat((self.index, other.index), 1), torch.cat((self.g, other.g), 2), self.rows)
+        mask = joined_masks(self.mask, other.mask, self.g, other.g)
+        return IndexJacobian(torch.cat((self.index, other.index), 1), torch.cat((self.g, other.g), 2), self.rows, mask)
+
+    def with_mask(self, mask: Tensor) -> LayerJacobian:
+        """The same J with the mask, if it is for as many look-ups."""
+        return replace(self, mask=mask) if mask.shape[1] == self.index.shape[1] else self
 
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
@@ -107,14 +115,15 @@ class IndexJacobian(LayerJacobian):
 
         Positions are the look-ups that have a derivative: an example's G is the average over those alone.
         """
-        kept, g = self._kept()
+        kept = self.index >= 0 if self.mask is None else (self.index >= 0) & self.mask
+        g = self.g[:, kept]
         counts = self.g.new_zeros(1, self.rows)
         if inputs:
             counts += torch.bincount(self.index[kept], minlength=self.rows).to(self.dtype)
         positions = kept.sum(1, keepdim=True).expand_as(kept)[kept].to(self.dtype)
         rows = (g / positions.sqrt().unsqueeze(-1)).flatten(0, 1)
         outputs = (rows.T @ rows).unsqueeze(0)
-        layout = KroneckerLayout(1, self.g.shape[3], self.rows, has_bias=False, leading_inputs=self.rows)
+        layout = matrix_layout({"weight": (self.rows, self.g.shape[3])}, transposed=True)
         return KroneckerFactors(counts, outputs, layout)
 
     def _kept(self) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.contraction import blocks, grams_are_cheaper, outputs_come_first
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.jacobians.masks import joined_masks
 
 __all__ = ["KroneckerJacobian"]
 
@@ -22,12 +23,20 @@ class KroneckerJacobian(LayerJacobian):
         a: Inputs, shape (n, s, q, A), or a function that returns them when first needed.
         g: Derivatives of the c directions with respect to the layer's outputs, shape (c, n, s, q, G).
         layout: Where weight and bias lie in the flat parameters.
+        mask: Which positions count in the Kronecker factors, shape (n, s); None for all.
     """
 
-    def __init__(self, a: Tensor | Callable[[], Tensor], g: Tensor, layout: KroneckerLayout) -> None:
+    def __init__(
+        self,
+        a: Tensor | Callable[[], Tensor],
+        g: Tensor,
+        layout: KroneckerLayout,
+        mask: Tensor | None = None,
+    ) -> None:
         self._a = a
         self.g = g
         self.layout = layout
+        self.mask = mask
 
     @cached_property
     def a(self) -> Tensor:
@@ -68,7 +77,14 @@ class KroneckerJacobian(LayerJacobian):
         """The uses of one weight in several calls are so many more positions."""
         if not isinstance(other, KroneckerJacobian) or other.layout != self.layout:
             return None
-        return KroneckerJacobian(lambda: torch.cat((self.a, other.a), 1), torch.cat((self.g, other.g), 2), self.layout)
+        mask = joined_masks(self.mask, other.mask, self.g, other.g)
+        return KroneckerJacobian(
+            lambda: torch.cat((self.a, other.a), 1), torch.cat((self.g, other.g), 2), self.layout, mask
+        )
+
+    def with_mask(self, mask: Tensor) -> LayerJacobian:
+        """The same J with the mask, if it is for as many positions."""
+        return KroneckerJacobian(self._a, self.g, self.layout, mask) if mask.shape[1] == self.positions else self
 
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
@@ -175,8 +191,15 @@ class KroneckerJacobian(LayerJacobian):
         return self.layout.pack(total, None)
 
     def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
-        """sum_{n,s} a a^T with the bias's constant input, and sum_{c,n} (1/s) sum_s g g^T, for each group."""
-        width = self.layout.inputs + self.layout.has_bias
+        """sum_{n,s} a a^T with the bias's constant input, and sum_{c,n} (1/s) sum_s g g^T, for each group.
+
+        With a mask, an example's sum and average run over the positions that count.
+        """
+        if self.mask is not None:
+            kept = self.mask.sum(1, keepdim=True).expand_as(self.mask)[self.mask]
+            g = self.g[:, self.mask].unsqueeze(2) / kept.to(self.dtype).sqrt().view(-1, 1, 1, 1)
+            return KroneckerJacobian(self.a[self.mask].unsqueeze(1), g, self.layout).kronecker_factors(inputs)
+        width = self.layout.input_width
         factor = self.g.new_zeros(self.layout.groups, width, width)
         if inputs and self.layout.has_bias:
             sums = self.a.sum((0, 1))

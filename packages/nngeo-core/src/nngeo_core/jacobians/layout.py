@@ -1,11 +1,13 @@
 """How a layer's flat parameters read as the matrix whose Kronecker structure is used."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["KroneckerFactors", "KroneckerLayout"]
+__all__ = ["KroneckerFactors", "KroneckerLayout", "matrix_layout"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class KroneckerLayout:
     def weight_numel(self) -> int:
         """Number of weights, q G A."""
         return self.groups * self.outputs * self.inputs
+
+    @property
+    def input_width(self) -> int:
+        """Rows of the input factor: A, or A + 1 with a bias."""
+        return self.inputs + self.has_bias
 
     @property
     def numel(self) -> int:
@@ -66,7 +73,29 @@ class KroneckerLayout:
         return self.pack(matrix[..., :-1], matrix[..., -1])
 
 
-@dataclass(frozen=True)
+def matrix_layout(shapes: Mapping[str, tuple[int, ...]], groups: int = 1, transposed: bool = False) -> KroneckerLayout:
+    """The layout of a weight, a bias or both, from the shapes in which a module stores them.
+
+    Args:
+        shapes: Those of "weight" and "bias", as far as they are meant: weight (q G, A1, *kernel), bias (q G,).
+        groups: q.
+        transposed: Whether the weight is stored with its inputs first, (q A1, G, *kernel).
+
+    Example:
+        >>> matrix_layout({"weight": (6, 2, 3, 3), "bias": (6,)}, groups=2)
+        KroneckerLayout(groups=2, outputs=3, inputs=18, has_bias=True, leading_inputs=1)
+    """
+    has_bias = "bias" in shapes
+    if "weight" not in shapes:
+        return KroneckerLayout(groups, shapes["bias"][0] // groups, 0, has_bias)
+    first, second, *kernel = shapes["weight"]
+    if not transposed:
+        return KroneckerLayout(groups, first // groups, second * math.prod(kernel), has_bias)
+    channels = first // groups
+    return KroneckerLayout(groups, second, channels * math.prod(kernel), has_bias, leading_inputs=max(1, channels))
+
+
+@dataclass(frozen=True, repr=False)
 class KroneckerFactors:
     """Two factors whose Kronecker product stands for the block of one layer.
 
@@ -80,3 +109,8 @@ class KroneckerFactors:
     inputs: Tensor
     outputs: Tensor
     layout: KroneckerLayout
+
+    def __repr__(self) -> str:
+        """Shapes, dtype and device."""
+        shapes = f"inputs {tuple(self.inputs.shape)}, outputs {tuple(self.outputs.shape)}"
+        return f"KroneckerFactors({shapes}, {self.outputs.dtype}, {self.outputs.device})"

@@ -10,7 +10,7 @@ from nngeo_core.jacobians.base import LayerJacobian
 __all__ = ["ScaleShiftJacobian"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScaleShiftJacobian(LayerJacobian):
     """J[c, n] = (sum_s g[c, n, s] * x_hat[n, s], sum_s g[c, n, s]): a scale for each channel, then its shift.
 

@@ -24,7 +24,7 @@ def add(first: LayerJacobian, second: LayerJacobian) -> LayerJacobian:
     return SumJacobian(parts) if len(parts) > 1 else parts[0]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SumJacobian(LayerJacobian):
     """J = sum_k J_k, as for an embedding tied to the output head.
 

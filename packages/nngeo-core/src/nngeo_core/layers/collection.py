@@ -7,9 +7,11 @@ from itertools import accumulate, pairwise, zip_longest
 from torch import nn
 
 from nngeo_core.errors import LayerCollectionMismatchError, UnsupportedLayerError
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.grouping import Group, Unsupported, explain_unsupported, find_unsupported, group_parameters
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.matching import find_module, match_parameters
+from nngeo_core.layers.overview import Origin, layer_table
 from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_sources, find_sources_of
 
@@ -40,12 +42,14 @@ class LayerCollection(Mapping[str, Layer]):
 
     def __init__(self, layers: Mapping[str, Layer] | None = None) -> None:
         self._layers: dict[str, Layer] = {}
-        self._rule_names: dict[str, str] = {}
+        self._origins: dict[str, Origin] = {}
         self.parameter_names: dict[str, tuple[str, ...]] = {}
         self.ignored: tuple[Unsupported, ...] = ()
         names = layers.parameter_names if isinstance(layers, LayerCollection) else {}
         for layer_id, layer in (layers or {}).items():
             self.add_layer(layer_id, layer, names.get(layer_id))
+        if isinstance(layers, LayerCollection):
+            self._origins.update(layers._origins)
 
     @classmethod
     def from_model(
@@ -162,7 +166,7 @@ class LayerCollection(Mapping[str, Layer]):
             source = group.sources[0]
             layer_id = source.path if source.whole and layers_of_module[source.path] == 1 else group.names[0]
             self.add_layer(layer_id, source.record(model.get_submodule(source.path), group.names), group.names)
-            self._rule_names[layer_id] = group.rule_names
+            self._origins[layer_id] = group.origin(model)
 
     def get_layerid_module_maps(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[nn.Module, str]]:
         """The module of each layer, and the layer of each module.
@@ -234,6 +238,17 @@ class LayerCollection(Mapping[str, Layer]):
             ['0.weight', '0.bias']
         """
         return tuple((name, parameter) for _, name, parameter in match_parameters(model, self, self.parameter_names))
+
+    def structure(self, layer_id: str) -> Structure | None:
+        """What is known of a layer's Jacobian before any batch; None if neither its rules nor its record say.
+
+        Example:
+            >>> from nngeo_core.layers.layer import LinearLayer
+            >>> LayerCollection({"a": LinearLayer(3, 2)}).structure("a").factor_shapes
+            ((1, 4, 4), (1, 2, 2))
+        """
+        origin = self._origins.get(layer_id)
+        return self[layer_id].structure() if origin is None else origin.structure
 
     def numel(self) -> int:
         """Total number d of scalar parameters.
@@ -316,11 +331,5 @@ class LayerCollection(Mapping[str, Layer]):
         return f"LayerCollection({len(self)} layers, {self.numel()} parameters)"
 
     def __str__(self) -> str:
-        rows = [("layer", "record", "parameters", "rule")]
-        for layer_id, layer in self.items():
-            rows.append((layer_id, str(layer), str(layer.numel()), self._rule_names.get(layer_id, "-")))
-        rows.append(("total", "", str(self.numel()), ""))
-        first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-        lines = [f"{a:<{first}}  {b:<{second}}  {c:>{third}}  {d}".rstrip() for a, b, c, d in rows]
-        lines += [f"ignored: '{path}' ({kind}) with {', '.join(names)}" for path, kind, names in self.ignored]
-        return "\n".join(lines)
+        ignored = [f"ignored: '{path}' ({kind}) with {', '.join(names)}" for path, kind, names in self.ignored]
+        return "\n".join([layer_table(self, self._origins), *ignored])

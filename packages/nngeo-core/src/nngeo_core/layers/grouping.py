@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nngeo_core.jacobians.structure import Structure
+from nngeo_core.layers.overview import Origin
 from nngeo_core.layers.sources import Source
 
 __all__ = ["Group", "Unsupported", "explain_unsupported", "find_unsupported", "group_parameters"]
@@ -32,10 +34,14 @@ class Group:
                 return source
         return None
 
-    @property
-    def rule_names(self) -> str:
-        """Names of the rules of all sources, for print."""
-        return " + ".join(source.rule.name for source in self.sources if source.rule is not None)
+    def origin(self, model: nn.Module) -> Origin:
+        """Module type, rules and structure, for print; sources of different structures have none together."""
+        modules = [model.get_submodule(source.path) for source in self.sources]
+        pairs = zip(self.sources, modules, strict=True)
+        structures = {source.structure(module, self.names) for source, module in pairs}
+        rules = " + ".join(source.rule.name for source in self.sources if source.rule is not None)
+        common = None if None in structures else structures.pop() if len(structures) == 1 else Structure()
+        return Origin(type(modules[0]).__name__, rules, common)
 
 
 def group_parameters(sources: Iterable[Source], names: Container[str] | None = None) -> tuple[Group, ...]:

@@ -4,6 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from nngeo_core.jacobians.layout import matrix_layout
+from nngeo_core.jacobians.structure import Structure
+
 __all__ = ["Conv2dLayer", "ConvTranspose2dLayer", "Layer", "LinearLayer", "ParameterLayer"]
 
 
@@ -27,6 +30,30 @@ class Layer(ABC):
         """
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
+    def structure(self) -> Structure | None:
+        """What the layer's Jacobian is where it is used as its record says; None if the record alone does not say.
+
+        Example:
+            >>> LinearLayer(3, 2).structure().factor_numel
+            20
+        """
+        return None
+
+    def summary(self) -> str:
+        """Sizes in a few words, for print: of the first parameters, a weight without its name.
+
+        Example:
+            >>> ParameterLayer((("in_proj_weight", (24, 8)), ("in_proj_bias", (24,)))).summary()
+            '24 x 8, bias 24'
+            >>> ParameterLayer((("scale", (8,)), ("shift", ()), ("offset", ()))).summary()
+            'scale 8, 2 more'
+        """
+        texts = []
+        for name, shape in self.parameter_shapes().items():
+            label = "" if "weight" in name else "bias" if "bias" in name else name
+            texts.append(f"{label} {' x '.join(map(str, shape)) or 'scalar'}".strip())
+        return ", ".join(texts if len(texts) < 3 else [texts[0], f"{len(texts) - 1} more"])
+
 
 @dataclass(frozen=True)
 class LinearLayer(Layer):
@@ -45,6 +72,14 @@ class LinearLayer(Layer):
         """Shape of each parameter by its local name, in flat order."""
         return _weight_and_bias((self.out_features, self.in_features), self.out_features, self.bias)
 
+    def structure(self) -> Structure:
+        """Inputs times output gradients."""
+        return Structure(matrix_layout(self.parameter_shapes()))
+
+    def summary(self) -> str:
+        """Inputs, outputs, and whether the bias is missing."""
+        return f"{self.in_features} -> {self.out_features}{'' if self.bias else ', no bias'}"
+
 
 @dataclass(frozen=True)
 class _Convolution2d(Layer):
@@ -60,6 +95,12 @@ class _Convolution2d(Layer):
             raise ValueError(
                 f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
             )
+
+    def summary(self) -> str:
+        """Channels, kernel, groups, and whether the bias is missing."""
+        height, width = _pair(self.kernel_size)
+        channels = f"{self.in_channels} -> {self.out_channels}"
+        return f"{channels}, {height}x{width}, groups {self.groups}{'' if self.bias else ', no bias'}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +122,10 @@ class Conv2dLayer(_Convolution2d):
         weight = (self.out_channels, self.in_channels // self.groups, *_pair(self.kernel_size))
         return _weight_and_bias(weight, self.out_channels, self.bias)
 
+    def structure(self) -> Structure:
+        """Patches times output gradients, in each group."""
+        return Structure(matrix_layout(self.parameter_shapes(), self.groups))
+
 
 @dataclass(frozen=True)
 class ConvTranspose2dLayer(_Convolution2d):
@@ -100,6 +145,10 @@ class ConvTranspose2dLayer(_Convolution2d):
         """Shape of each parameter by its local name, in flat order."""
         weight = (self.in_channels, self.out_channels // self.groups, *_pair(self.kernel_size))
         return _weight_and_bias(weight, self.out_channels, self.bias)
+
+    def structure(self) -> Structure:
+        """Patches times output gradients, in each group."""
+        return Structure(matrix_layout(self.parameter_shapes(), self.groups, transposed=True))
 
 
 @dataclass(frozen=True)

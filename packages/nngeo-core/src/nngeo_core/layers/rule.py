@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer
 
 __all__ = ["Call", "LayerRule"]
@@ -71,6 +72,8 @@ class LayerRule(ABC):
     """True when the module uses its children's parameters without calling the children."""
     structured: ClassVar[bool] = True
     """False for a way of last resort, without structure, that `ignore_unsupported_layers=True` leaves out."""
+    way: ClassVar[str] = "read off its calls"
+    """How the derivative is obtained, in a few words, for print."""
     one_output: ClassVar[bool] = True
     """False when `jacobian` takes whatever the module returned: several tensors, or the examples on another axis."""
 
@@ -87,6 +90,15 @@ class LayerRule(ABC):
 
     def check(self, module: nn.Module) -> None:
         """Raise `UnsupportedLayerError` for a configuration that this rule cannot differentiate exactly."""
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure | None:
+        """What `jacobian` of these parameters will be, so that costs are known before any batch; None if unsaid.
+
+        Args:
+            module: The module.
+            names: Names local to the module, a subset of one of its `parts`, in that order.
+        """
+        return None
 
     @abstractmethod
     def jacobian(self, module: nn.Module, call: Call, output_gradients: Any, names: tuple[str, ...]) -> LayerJacobian:

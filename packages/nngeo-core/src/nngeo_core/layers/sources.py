@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer, ParameterLayer
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import registry
@@ -41,6 +42,11 @@ class Source:
         local_names = {full: local for local, full in reversed(self.names.items())}
         held = tuple((local_names[name], shapes[local_names[name]]) for name in names)
         return layer if held == tuple(shapes.items()) else ParameterLayer(held)
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure | None:
+        """What the rule says of the Jacobian of the named parameters of this module, if anything."""
+        local_names = {full: local for local, full in reversed(self.names.items())}
+        return None if self.rule is None else self.rule.structure(module, tuple(local_names[name] for name in names))
 
 
 def find_rule(module: nn.Module) -> LayerRule | None:

@@ -1,6 +1,7 @@
 """PMat: a d x d matrix in parameter space, whatever its representation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
@@ -91,6 +92,20 @@ class PMat(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """The device of the stored numbers."""
+
+    @classmethod
+    def stored_numbers(cls, layers: LayerCollection) -> Mapping[str, int | None] | int:
+        """How many numbers a matrix of this representation stores, as known before any batch; `print(layers)` shows it.
+
+        Args:
+            layers: What the matrix is about. `layers.structure(layer_id)` says what a layer's Jacobian will be.
+
+        Returns:
+            A number for each layer, by its id: None if the representation cannot hold the layer, no entry if that or the
+            number is not known. One number for all where a layer has no share of its own, as in a dense matrix. A
+            representation that says nothing is printed with a question mark.
+        """
+        return {}
 
     def mv(self, v: PVector) -> PVector:
         """The product M v, differentiable with respect to v.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.sum import add
 from nngeo_core.layers.rule import Call, LayerRule
@@ -63,7 +64,8 @@ class RuleContract:
 
     For every case, in float64 to 1e-10 and in float32 to 1e-4: the Jacobian equals `torch.autograd.grad` through the
     module called on each example alone, for all parameters of a part together and each of them alone; every contraction passes
-    `JacobianContract`'s checks; two calls of the module add up; one example and one direction are no special case.
+    `JacobianContract`'s checks; two calls of the module add up; one example and one direction are no special case; and
+    what the rule says of its Jacobian's structure, if anything, is so.
 
     Attributes:
         rule: The rule.
@@ -150,6 +152,20 @@ class RuleContract:
             agree(both.to_dense(), expected, f"{names} of two calls")
             for check in CONTRACTIONS.values():
                 check(both, first)
+
+    def test_structure_is_that_of_the_jacobian(self, build: Callable[[], RuleCase]) -> None:
+        """The Kronecker factors have the shapes that `structure` says, and there are none if it says so."""
+        case = build()
+        for names in self._name_choices(case):
+            structure = self.rule.structure(case.module, names)
+            try:
+                factors = self._jacobian(case, names, 3)[0].kronecker_factors()
+            except UnsupportedOperationError:
+                assert structure is None or structure.layout is None, f"{names} have no factors, {structure} said"
+                continue
+            found = (tuple(factors.inputs.shape), tuple(factors.outputs.shape))
+            assert structure is None or structure.factor_shapes == found, f"{names}: {structure} said, {found} found"
+            assert structure is None or structure.layout == factors.layout, f"{names}: {structure}, {factors.layout}"
 
     def _name_choices(self, case: RuleCase) -> list[tuple[str, ...]]:
         """All parameters of each part together, and each alone, in the rule's order."""

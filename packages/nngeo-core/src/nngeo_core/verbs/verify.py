@@ -13,7 +13,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
-from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples, targets_of
+from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.verbs.fim import FIM
@@ -139,9 +139,9 @@ def _rows(generator: Generator, example: Batch, parameters: Sequence[nn.Paramete
     with torch.enable_grad():
         outputs = generator.outputs(example, 1)
     likelihood = generator.likelihood
-    targets = targets_of(example) if likelihood.needs_targets else None
+    targets = likelihood.targets(example)
     fixed = outputs.detach()
-    directions = likelihood.directions(fixed, targets, slice(0, likelihood.n_directions(fixed)))
+    directions = likelihood.directions(fixed, targets, slice(0, likelihood.n_directions(fixed, targets)))
     trainable = [p for p in parameters if p.requires_grad]
     rows = []
     for direction in directions:

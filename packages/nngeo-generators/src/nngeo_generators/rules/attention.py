@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
-from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import ParameterLayer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.rules.attention_replay import AttentionReplay, replay
+from nngeo_generators.rules.weight_and_bias import weight_layout
 
 __all__ = ["MultiheadAttentionRule"]
 
@@ -30,6 +31,7 @@ class MultiheadAttentionRule(LayerRule):
     name = "multihead-attention"
     module_types = (nn.MultiheadAttention,)
     claims_subtree = True
+    way = "replayed, and read off its projections"
     one_output = False
 
     def describe(self, module: nn.Module) -> ParameterLayer:
@@ -44,6 +46,10 @@ class MultiheadAttentionRule(LayerRule):
         found = (tuple(name for name in part if name in own) for part in parts)
         return tuple(part for part in found if part)
 
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """Inputs of a projection times the gradients of its outputs."""
+        return Structure(weight_layout(module, names))
+
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor | tuple[Tensor, ...], names: tuple[str, ...]
     ) -> KroneckerJacobian:
@@ -53,26 +59,27 @@ class MultiheadAttentionRule(LayerRule):
         found = call.once("replay", lambda: replay(module, call))
         g = gradients[0] if module.batch_first else gradients[0].transpose(1, 2)
         if names[0] in HEADS:
-            return _kronecker(found.heads, g, names)
+            return _kronecker(found.heads, g, module, names)
         projected = found.pull_back(g, *gradients[1:])
         if names[0] in SEPARATE:
             k = SEPARATE.index(names[0])
-            return _kronecker(found.inputs[k], projected[k], names)
-        return _side_by_side(found, projected, names)
+            return _kronecker(found.inputs[k], projected[k], module, names)
+        return _side_by_side(found, projected, module, names)
 
 
-def _side_by_side(found: AttentionReplay, gradients: Sequence[Tensor], names: tuple[str, ...]) -> KroneckerJacobian:
+def _side_by_side(
+    found: AttentionReplay, gradients: Sequence[Tensor], module: nn.Module, names: tuple[str, ...]
+) -> KroneckerJacobian:
     """All projections as one: the positions of each different input, g zero in the rows of the others' projections."""
     inputs, rows = [], []
     for k in sorted(set(found.owners)):
         pairs = zip(gradients, found.owners, strict=True)
         rows.append(torch.cat([g if owner == k else torch.zeros_like(gradients[k]) for g, owner in pairs], -1))
         inputs.append(found.inputs[k] if "in_proj_weight" in names else found.inputs[k][..., :0])
-    return _kronecker(torch.cat(inputs, 1), torch.cat(rows, 2), names)
+    return _kronecker(torch.cat(inputs, 1), torch.cat(rows, 2), module, names)
 
 
-def _kronecker(a: Tensor, g: Tensor, names: tuple[str, ...]) -> KroneckerJacobian:
+def _kronecker(a: Tensor, g: Tensor, module: nn.Module, names: tuple[str, ...]) -> KroneckerJacobian:
     """The Jacobian of a linear layer, of its weight, its bias or both."""
     a = a if names[0].endswith("weight") else a[..., :0]
-    layout = KroneckerLayout(1, g.shape[-1], a.shape[-1], has_bias=names[-1].endswith("bias"))
-    return KroneckerJacobian(a.unsqueeze(2), g.unsqueeze(3), layout)
+    return KroneckerJacobian(a.unsqueeze(2), g.unsqueeze(3), weight_layout(module, names))

@@ -8,10 +8,11 @@ from torch.nn.modules.conv import _ConvNd
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Conv2dLayer, Layer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.rules.patches import cut_patches, padded_input
-from nngeo_generators.rules.weight_and_bias import weight_and_bias
+from nngeo_generators.rules.weight_and_bias import weight_and_bias, weight_layout
 
 __all__ = ["ConvRule"]
 
@@ -33,6 +34,11 @@ class ConvRule(LayerRule):
             module.in_channels, module.out_channels, (height, width), module.bias is not None, module.groups
         )
 
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """Patches times output gradients, in each group."""
+        assert isinstance(module, _ConvNd)
+        return Structure(self._layout(module, names))
+
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
     ) -> KroneckerJacobian:
@@ -44,17 +50,15 @@ class ConvRule(LayerRule):
                 f"'{call.path}' was called on one image of shape {tuple(x.shape)}; expected (n, channels, {AXES[axes]})"
             )
         g = output_gradients.flatten(3).unflatten(2, (module.groups, -1)).permute(0, 1, 4, 2, 3)
+        layout = self._layout(module, names)
         if "weight" not in names:
-            a = x.new_zeros(g.shape[1], g.shape[2], module.groups, 0)
-            return KroneckerJacobian(a, g, KroneckerLayout(module.groups, g.shape[-1], 0, has_bias=True))
+            return KroneckerJacobian(x.new_zeros(g.shape[1], g.shape[2], module.groups, 0), g, layout)
         size = output_gradients.shape[3:]
-        layout = self._layout(module, "bias" in names)
         return KroneckerJacobian(lambda: call.once("patches", lambda: self._patches(module, x, size)), g, layout)
 
-    def _layout(self, module: _ConvNd, has_bias: bool) -> KroneckerLayout:
+    def _layout(self, module: _ConvNd, names: tuple[str, ...]) -> KroneckerLayout:
         """Where weight and bias lie in the flat parameters."""
-        outputs = module.out_channels // module.groups
-        return KroneckerLayout(module.groups, outputs, module.weight[0].numel(), has_bias)
+        return weight_layout(module, names, module.groups)
 
     def _patches(self, module: _ConvNd, x: Tensor, size: tuple[int, ...]) -> Tensor:
         """What each pixel of an output of this size reads, shape (n, s, q, A) in the order of the weight."""

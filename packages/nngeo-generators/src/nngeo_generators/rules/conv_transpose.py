@@ -7,7 +7,7 @@ from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.layer import ConvTranspose2dLayer, Layer
 from nngeo_generators.rules.conv import ConvRule
 from nngeo_generators.rules.patches import cut_patches
-from nngeo_generators.rules.weight_and_bias import weight_and_bias
+from nngeo_generators.rules.weight_and_bias import weight_and_bias, weight_layout
 
 __all__ = ["ConvTransposeRule"]
 
@@ -31,10 +31,8 @@ class ConvTransposeRule(ConvRule):
             module.in_channels, module.out_channels, (height, width), module.bias is not None, module.groups
         )
 
-    def _layout(self, module: _ConvNd, has_bias: bool) -> KroneckerLayout:
-        channels, outputs = module.in_channels // module.groups, module.out_channels // module.groups
-        inputs = channels * module.weight[0, 0].numel()
-        return KroneckerLayout(module.groups, outputs, inputs, has_bias, leading_inputs=channels)
+    def _layout(self, module: _ConvNd, names: tuple[str, ...]) -> KroneckerLayout:
+        return weight_layout(module, names, module.groups, transposed=True)
 
     def _patches(self, module: _ConvNd, x: Tensor, size: tuple[int, ...]) -> Tensor:
         stuffed = _surrounded(module, _stuffed(x, module.stride), size)

@@ -4,9 +4,10 @@ from torch import Tensor, nn
 
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.index import IndexJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.rule import Call, LayerRule
-from nngeo_generators.rules.weight_and_bias import weight_and_bias
+from nngeo_generators.rules.weight_and_bias import weight_and_bias, weight_layout
 
 __all__ = ["EmbeddingRule", "check_table", "without_padding"]
 
@@ -25,6 +26,10 @@ class EmbeddingRule(LayerRule):
         """Raise on `max_norm`, `scale_grad_by_freq` and `sparse`."""
         assert isinstance(module, nn.Embedding)
         check_table(module)
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """Rows looked up."""
+        return Structure(weight_layout(module, names, transposed=True), diagonal_inputs=True)
 
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]

@@ -9,10 +9,11 @@ from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.index import IndexJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.rules.embedding import check_table, without_padding
-from nngeo_generators.rules.weight_and_bias import weight_and_bias
+from nngeo_generators.rules.weight_and_bias import weight_and_bias, weight_layout
 
 __all__ = ["EmbeddingBagRule"]
 
@@ -34,6 +35,12 @@ class EmbeddingBagRule(LayerRule):
         """Raise on `max_norm`, `scale_grad_by_freq` and `sparse`."""
         assert isinstance(module, nn.EmbeddingBag)
         check_table(module)
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """Rows looked up, unless the largest entries are taken."""
+        if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
+            return Structure()
+        return Structure(weight_layout(module, names, transposed=True), diagonal_inputs=True)
 
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]

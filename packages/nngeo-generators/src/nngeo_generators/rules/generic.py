@@ -5,6 +5,7 @@ from torch.nn.utils import parametrize
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import ParameterLayer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.replay import Replay
@@ -23,6 +24,7 @@ class GenericRule(LayerRule):
     name = "generic"
     module_types = ()
     structured = False
+    way = "run again on each example alone"
     one_output = False
 
     def __init__(self, subtree: bool) -> None:
@@ -32,6 +34,10 @@ class GenericRule(LayerRule):
         """The parameters in the module's own order."""
         parameters = module.named_parameters(recurse=self.claims_subtree)
         return ParameterLayer(tuple((name, tuple(parameter.shape)) for name, parameter in parameters))
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """None at all."""
+        return Structure()
 
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor | tuple[Tensor, ...], names: tuple[str, ...]

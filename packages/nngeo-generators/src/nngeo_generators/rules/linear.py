@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer, LinearLayer
 from nngeo_core.layers.rule import Call, LayerRule
+from nngeo_generators.rules.weight_and_bias import weight_layout
 
 __all__ = ["LinearRule"]
 
@@ -24,6 +26,10 @@ class LinearRule(LayerRule):
         assert isinstance(module, nn.Linear)
         return LinearLayer(module.in_features, module.out_features, module.bias is not None)
 
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """Inputs times output gradients."""
+        return Structure(self._layout(module, names))
+
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
     ) -> KroneckerJacobian:
@@ -36,4 +42,8 @@ class LinearRule(LayerRule):
         a = x.flatten(1, -2).unsqueeze(2) if x.ndim > 2 else x[:, None, None]
         g = g.flatten(2, -2).unsqueeze(3) if g.ndim > 3 else g[:, :, None, None]
         a = a if "weight" in names else a[..., :0]
-        return KroneckerJacobian(a, g, KroneckerLayout(1, g.shape[-1], a.shape[-1], "bias" in names))
+        return KroneckerJacobian(a, g, self._layout(module, names))
+
+    def _layout(self, module: nn.Module, names: tuple[str, ...]) -> KroneckerLayout:
+        """Where weight and bias lie in the flat parameters."""
+        return weight_layout(module, names)

@@ -8,6 +8,7 @@ from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.scale_shift import ScaleShiftJacobian
+from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_generators.rules.weight_and_bias import weight_and_bias
@@ -25,6 +26,10 @@ class NormalizationRule(LayerRule):
     def describe(self, module: nn.Module) -> Layer:
         """Weight, then bias, as far as the module has them."""
         return weight_and_bias(module)
+
+    def structure(self, module: nn.Module, names: tuple[str, ...]) -> Structure:
+        """No sum of Kronecker products."""
+        return Structure()
 
     def jacobian(
         self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]

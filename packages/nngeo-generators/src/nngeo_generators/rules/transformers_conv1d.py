@@ -1,14 +1,11 @@
 """The linear layer of GPT-2, which stores its weight transposed."""
 
-from dataclasses import replace
+from torch import nn
 
-from torch import Tensor, nn
-
-from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.layer import Layer
-from nngeo_core.layers.rule import Call
 from nngeo_generators.rules.linear import LinearRule
-from nngeo_generators.rules.weight_and_bias import weight_and_bias
+from nngeo_generators.rules.weight_and_bias import weight_and_bias, weight_layout
 
 __all__ = ["TransformersConv1DRule"]
 
@@ -34,10 +31,5 @@ class TransformersConv1DRule(LinearRule):
         """Weight (in, out), then bias."""
         return weight_and_bias(module)
 
-    def jacobian(
-        self, module: nn.Module, call: Call, output_gradients: Tensor, names: tuple[str, ...]
-    ) -> KroneckerJacobian:
-        """That of a linear layer, with the inputs first."""
-        found = super().jacobian(module, call, output_gradients, names)
-        layout = replace(found.layout, leading_inputs=max(1, found.layout.inputs))
-        return KroneckerJacobian(found.a, found.g, layout)
+    def _layout(self, module: nn.Module, names: tuple[str, ...]) -> KroneckerLayout:
+        return weight_layout(module, names, transposed=True)

@@ -1,0 +1,102 @@
+"""What a sweep allocates at its peak: no more than a plain training step of a batch, and the memory budget on top."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from nngeo_core import Accumulator, GaussianLikelihood, JacobianBatch, populate, random_pvector
+from nngeo_generators import HooksGenerator, chunking
+
+MIB = 2**20
+IMAGES = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Squares(Accumulator):
+    """The diagonal, layer by layer."""
+
+    def accumulate(self, batch: JacobianBatch) -> None:
+        for layer_id, jacobian in batch.layers.items():
+            self.add(layer_id, jacobian.sum_of_squares())
+
+    def finalize(self) -> dict[str, Tensor]:
+        return self.sums
+
+
+@pytest.fixture
+def convnet(monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
+    """Its activations outweigh its parameters; what a CPU likes best does not bound the tensors before the budget does."""
+    monkeypatch.setattr(chunking, "LARGEST_TENSOR", {})
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 40))
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """The bytes of the tensors that live at once at most, without those from before; torch's allocator reports each."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    reports = sorted((e.start_ns(), k, e.nbytes()) for k, e in enumerate(events) if e.name() == "[memory]")
+    live = most = 0
+    for _, _, nbytes in reports:
+        live += nbytes
+        most = max(most, live)
+    return most
+
+
+def training(model: nn.Module, images: Tensor) -> int:
+    def step() -> None:
+        nn.functional.cross_entropy(model(images), torch.zeros(len(images), dtype=torch.long)).backward()
+
+    found = peak(step)
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def sweep(model: nn.Module, examples: Any, budget: int | None) -> int:
+    def work() -> None:
+        generator = HooksGenerator(model, GaussianLikelihood(), memory_budget=budget)
+        populate(generator, examples, [Squares(generator.layer_collection)])
+
+    return peak(work)
+
+
+def product(model: nn.Module, examples: Any, budget: int | None) -> int:
+    generator = HooksGenerator(model, GaussianLikelihood(), memory_budget=budget)
+    v = random_pvector(generator.layer_collection)
+    generator.product(v, IMAGES[:2])  # loads what a first use does
+    return peak(lambda: generator.product(v, examples))
+
+
+def test_the_counter_counts_what_lives_at_once() -> None:
+    def work() -> None:
+        kept = torch.empty(MIB, dtype=torch.uint8)
+        for _ in range(3):
+            torch.empty(2 * MIB, dtype=torch.uint8)
+        del kept
+
+    assert 3 * MIB <= peak(work) < 3.1 * MIB
+
+
+@pytest.mark.parametrize("budget", [2 * MIB, 8 * MIB, 32 * MIB])
+def test_one_large_batch(budget: int, convnet: nn.Module) -> None:
+    """Without a budget, all 40 directions of all 24 images take some 85 MiB at once."""
+    allowed = training(convnet, IMAGES) + budget
+    assert sweep(convnet, IMAGES, budget) <= allowed
+    assert budget < 32 * MIB or sweep(convnet, IMAGES, None) > 2 * allowed
+
+
+@pytest.mark.parametrize("budget", [2 * MIB, 6 * MIB])
+def test_small_batches_are_joined_within_the_budget(budget: int, convnet: nn.Module) -> None:
+    allowed = training(convnet, IMAGES[:2]) + budget
+    assert sweep(convnet, IMAGES.split(2), budget) <= allowed
+    assert budget < 6 * MIB or sweep(convnet, IMAGES.split(2), None) > 2 * allowed
+
+
+def test_products_join_within_the_budget(convnet: nn.Module) -> None:
+    allowed = training(convnet, IMAGES[:2]) + MIB
+    assert product(convnet, IMAGES.split(2), MIB) <= allowed
+    assert product(convnet, IMAGES.split(2), None) > 1.5 * allowed
