@@ -1,8 +1,10 @@
 """nngeo-reprs: representations of matrices in parameter space."""
 
+from nngeo_reprs.block_diag import PMatBlockDiag
 from nngeo_reprs.dense import PMatDense
 from nngeo_reprs.diag import PMatDiag
+from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.kfac import PMatKFAC
 
-__all__ = ["PMatDense", "PMatDiag", "PMatKFAC"]
+__all__ = ["PMatBlockDiag", "PMatDense", "PMatDiag", "PMatEye", "PMatKFAC"]
 __version__ = "0.1.0"

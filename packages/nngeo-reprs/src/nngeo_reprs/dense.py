@@ -1,18 +1,20 @@
 """PMatDense: all d x d entries."""
 
-from typing import Any
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import NonFiniteError, ShapeError
+from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
-from nngeo_core.linear_algebra.finite import all_finite
-from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
+from nngeo_core.linear_algebra.damping import check_definite, check_invertible, factorize
+from nngeo_core.linear_algebra.spectrum import reciprocals, roots
+from nngeo_core.linear_algebra.symmetric import add_gram_, eigh, mirror_
+from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
-from nngeo_reprs.damping import Solver, factorize
+from nngeo_core.vectors.pvector import PVector
 
 __all__ = ["PMatDense"]
 
@@ -60,39 +62,89 @@ class PMatDense(PMat):
     accumulator = DenseAccumulator
     exact_entries = "all"
     data: Tensor
-    _solver: tuple[float, Solver] | None = None
 
-    def _checked(self, data: Any) -> Tensor:
-        d = self.layer_collection.numel()
-        if not isinstance(data, Tensor) or data.shape != (d, d):
-            given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-            raise ShapeError(f"the data of a PMatDense is a tensor of shape {(d, d)}, got {given}")
-        if not all_finite(data):
-            raise NonFiniteError("the data of a PMatDense has NaN or infinite entries")
-        return data
+    def _data_shape(self) -> tuple[int, int]:
+        return (self.layer_collection.numel(),) * 2
 
     @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> int:
         """d^2, for all layers together."""
         return layers.numel() ** 2
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the entries."""
-        return self.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the entries."""
-        return self.data.device
+    @classmethod
+    def _made_from(cls, matrix: PMat) -> "PMatDense":
+        return matrix._as(cls, matrix._entries())
 
     def _mv(self, v: Tensor) -> Tensor:
         return v @ self.data.T
 
+    @overload
+    def solve(self, v: PVector, regul: float | Tensor = ..., impl: str = ...) -> PVector: ...
+    @overload
+    def solve(self, v: Tensor, regul: float | Tensor = ..., impl: str = ...) -> Tensor: ...
+    def solve(
+        self, v: PVector | Tensor, regul: float | Tensor = DEFAULT_REGUL, impl: str = "solve"
+    ) -> PVector | Tensor:
+        """(M + regul I)^-1 v; the factorization is kept for further right-hand sides.
+
+        Args:
+            v: A vector; or a batch of flat ones, a tensor (k, d) or (c, n, d).
+            regul: The damping r.
+            impl: "solve" for Cholesky or LU factors of M + r I; "eigh" for the eigenvectors of M, which serve every r.
+
+        Raises:
+            ValueError: `regul` is negative or no single number, or `impl` is another name.
+            LayerCollectionMismatchError: v is about other layers.
+            NotPositiveDefiniteError: M + regul I is singular to working precision.
+            UnsupportedOperationError: M is a product, which has no orthonormal eigenvectors.
+        """
+        if impl not in ("solve", "eigh"):
+            raise ValueError(f"impl is 'solve' or 'eigh', got {impl!r}")
+        checked, act = checked_regul(regul), self._solve if impl == "solve" else self._solve_by_eigenvectors
+        found: PVector | Tensor = self._on_vectors(lambda rows: act(rows, checked), v)
+        return found
+
     def _solve(self, v: Tensor, regul: float) -> Tensor:
-        if self._solver is None or self._solver[0] != regul:
-            self._solver = (regul, factorize(self.data, regul, self.symmetric))
-        return self._solver[1](v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
+        solver = self._cached(("solver", regul), lambda: factorize(self.data, regul, self.symmetric))
+        return solver(v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
+
+    def _solve_by_eigenvectors(self, v: Tensor, regul: float) -> Tensor:
+        self._check_symmetric("an eigendecomposition", "solve(v, impl='solve') needs none")
+        values, vectors = self._eigh()
+        check_invertible(values + regul, regul, "the matrix")
+        return (v @ vectors / (values + regul)) @ vectors.T
+
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return self._cached("eigh", lambda: eigh(self.data))
+
+    def _eigendecomposition(self, k: int | None) -> Eigendecomposition:
+        values, vectors = self._eigh()
+        return Eigendecomposition(self.layer_collection, values, lambda places: vectors.T[places]).leading(k)
+
+    def _eigenvalues(self) -> Tensor:
+        return self._eigh()[0]
+
+    def _singular_values(self, what: str) -> Tensor:
+        if self.symmetric:
+            return super()._singular_values(what)
+        values: Tensor = torch.linalg.svdvals(self.data)
+        return values
+
+    def _sample(self, regul: float, generator: torch.Generator | None) -> Tensor:
+        values, vectors = self._eigh()
+        check_definite(values + regul, regul, "the matrix")
+        return vectors @ (self._normal((len(values),), generator) / (values + regul).sqrt())
+
+    def _sqrt(self) -> "PMatDense":
+        values, vectors = self._eigh()
+        return self._like(vectors * roots(values, len(values), "the matrix") @ vectors.T)
+
+    def _pinv(self) -> "PMatDense":
+        if not self.symmetric:
+            inverse = torch.linalg.pinv(self.data, rtol=len(self.data) * torch.finfo(self.dtype).eps)
+            return self._like(inverse, symmetric=False)
+        values, vectors = self._eigh()
+        return self._like(vectors * reciprocals(values, len(values)) @ vectors.T)
 
     def _inverse(self, regul: float) -> "PMatDense":
         identity = torch.eye(len(self.data), dtype=self.dtype, device=self.device)
@@ -104,6 +156,11 @@ class PMatDense(PMat):
 
     def _add(self, other: "PMatDense") -> "PMatDense":
         return self._like(self.data + other.data, self.symmetric and other.symmetric)
+
+    def _add_identity(self, scaling: Tensor) -> "PMatDense":
+        shifted = self.data.clone()
+        shifted.diagonal().add_(scaling.to(shifted))
+        return self._like(shifted, self.symmetric, self.n_examples)
 
     def _scaled(self, scalar: float | Tensor) -> "PMatDense":
         return self._like(self.data * scalar, self.symmetric, self.n_examples)
@@ -117,10 +174,17 @@ class PMatDense(PMat):
         norm: Tensor = torch.linalg.matrix_norm(self.data)
         return norm
 
+    def _norm_per_layer(self) -> dict[str, Tensor]:
+        return {layer_id: torch.linalg.matrix_norm(block) for layer_id, block in self._blocks().items()}
+
     def get_diag(self) -> Tensor:
         """A copy of the diagonal, shape (d,)."""
         return self.data.diagonal().clone()
 
-    def get_dense_tensor(self) -> Tensor:
-        """The stored tensor itself, shape (d, d)."""
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
+        """The stored tensor itself, shape (d, d).
+
+        Args:
+            split_weight_bias: Flat parameters have a layer's weights before its biases: always true of this representation.
+        """
         return self.data

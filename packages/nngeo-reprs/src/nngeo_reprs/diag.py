@@ -1,17 +1,16 @@
 """PMatDiag: the diagonal alone."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
-from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.damping import check_definite, check_invertible
+from nngeo_core.linear_algebra.spectrum import reciprocals, roots
+from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
-from nngeo_reprs.damping import check_invertible
 
 __all__ = ["PMatDiag"]
 
@@ -55,29 +54,17 @@ class PMatDiag(PMat):
     exact_entries = "diagonal"
     data: Tensor
 
-    def _checked(self, data: Any) -> Tensor:
-        d = self.layer_collection.numel()
-        if not isinstance(data, Tensor) or data.shape != (d,):
-            given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-            raise ShapeError(f"the data of a PMatDiag is a tensor of shape {(d,)}, got {given}")
-        if not all_finite(data):
-            raise NonFiniteError("the data of a PMatDiag has NaN or infinite entries")
-        return data
+    def _data_shape(self) -> tuple[int]:
+        return (self.layer_collection.numel(),)
 
     @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> dict[str, int]:
         """One for each parameter."""
         return {layer_id: layer.numel() for layer_id, layer in layers.items()}
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the entries."""
-        return self.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the entries."""
-        return self.data.device
+    @classmethod
+    def _made_from(cls, matrix: PMat) -> "PMatDiag":
+        return matrix._as(cls, matrix.get_diag())
 
     def _mv(self, v: Tensor) -> Tensor:
         return v * self.data
@@ -92,6 +79,39 @@ class PMatDiag(PMat):
         damped = self.data + regul
         check_invertible(damped, regul, "the diagonal", exact=True)
         return damped
+
+    def _eigendecomposition(self, k: int | None) -> Eigendecomposition:
+        values, order = self.data.sort()
+        d = len(values)
+        return Eigendecomposition(
+            self.layer_collection, values, lambda places: one_hot(order[places], d).to(values.dtype)
+        ).leading(k)
+
+    def _eigenvalues(self) -> Tensor:
+        return self.data
+
+    def _logdet(self, regul: float) -> Tensor:
+        damped = self.data + regul
+        check_definite(damped, regul, "the diagonal", exact=True)
+        return damped.log().sum()
+
+    def _sample(self, regul: float, generator: torch.Generator | None) -> Tensor:
+        damped = self.data + regul
+        check_definite(damped, regul, "the diagonal", exact=True)
+        return self._normal(tuple(damped.shape), generator) / damped.sqrt()
+
+    def _sqrt(self) -> "PMatDiag":
+        return self._like(roots(self.data, len(self.data), "the diagonal"))
+
+    def _pinv(self) -> "PMatDiag":
+        return self._like(reciprocals(self.data, len(self.data)))
+
+    def _add_identity(self, scaling: Tensor) -> "PMatDiag":
+        return self._like(self.data + scaling.to(self.data), n_examples=self.n_examples)
+
+    def _norm_per_layer(self) -> dict[str, Tensor]:
+        places = self.layer_collection.slices()
+        return {layer_id: torch.linalg.vector_norm(self.data[place]) for layer_id, place in places.items()}
 
     def _mm(self, other: "PMatDiag") -> "PMatDiag":
         return self._like(self.data * other.data)
@@ -115,6 +135,10 @@ class PMatDiag(PMat):
         """A copy of the diagonal, shape (d,)."""
         return self.data.clone()
 
-    def get_dense_tensor(self) -> Tensor:
-        """The diagonal matrix, shape (d, d)."""
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
+        """The diagonal matrix, shape (d, d).
+
+        Args:
+            split_weight_bias: Flat parameters have a layer's weights before its biases: always true of this representation.
+        """
         return self.data.diag()

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -12,10 +11,10 @@ from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.errors import LayerCollectionMismatchError, NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.linear_algebra.damping import check_invertible, factorize
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.vectors.pvector import PVector
-from nngeo_reprs.damping import check_invertible, factorize
 from nngeo_reprs.kfac_sums import KFACAccumulator
 from nngeo_reprs.kronecker import (
     KroneckerBasis,
@@ -88,15 +87,20 @@ class PMatKFAC(PMat):
         structures = {layer_id: layers.structure(layer_id) for layer_id in layers}
         return {layer_id: found.factor_numel for layer_id, found in structures.items() if found is not None}
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the factors."""
-        return next(iter(self.data.values())).outputs.dtype
+    def tensors(self) -> dict[str, Tensor]:
+        """Both factors of each layer, as `"<layer id>.inputs"` and `"<layer id>.outputs"`."""
+        return {
+            f"{layer_id}.{name}": getattr(factors, name)
+            for layer_id, factors in self.data.items()
+            for name in ("inputs", "outputs")
+        }
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the factors."""
-        return next(iter(self.data.values())).outputs.device
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatKFAC":
+        changed = {
+            layer_id: replace(factors, inputs=change(factors.inputs), outputs=change(factors.outputs))
+            for layer_id, factors in self.data.items()
+        }
+        return self._like(changed, self.symmetric, self.n_examples)
 
     def _mv(self, v: Tensor) -> Tensor:
         return self._by_layer(v, lambda layer_id, matrix: multiply(self.data[layer_id], matrix))
@@ -109,11 +113,17 @@ class PMatKFAC(PMat):
             parts.append(layout.from_matrix(act(layer_id, layout.to_matrix(v[..., place]))))
         return torch.cat(parts, -1)
 
-    def solve(self, v: PVector, regul: float = DEFAULT_REGUL, use_pi: bool = False) -> PVector:
+    @overload
+    def solve(self, v: PVector, regul: float | Tensor = ..., use_pi: bool = ...) -> PVector: ...
+    @overload
+    def solve(self, v: Tensor, regul: float | Tensor = ..., use_pi: bool = ...) -> Tensor: ...
+    def solve(
+        self, v: PVector | Tensor, regul: float | Tensor = DEFAULT_REGUL, use_pi: bool = False
+    ) -> PVector | Tensor:
         """(M + regul I)^-1 v, exactly, from the eigendecompositions of both factors, which are kept.
 
         Args:
-            v: The right-hand side.
+            v: The right-hand side: a vector, or a batch of flat ones, a tensor (k, d) or (c, n, d).
             regul: The damping r.
             use_pi: Damp the factors instead, (G + sqrt(r)/pi I) (x) (A + pi sqrt(r) I) with pi^2 the ratio of their mean
                 eigenvalues (Martens & Grosse 2015, section 6.3): an approximation of M + r I.
@@ -124,7 +134,9 @@ class PMatKFAC(PMat):
             NotPositiveDefiniteError: The damped matrix is singular to working precision.
             UnsupportedOperationError: The matrix is a product, and damped.
         """
-        return self._vector(self._damped_solve(self._flat(v), checked_regul(regul), use_pi))
+        checked = checked_regul(regul)
+        found: PVector | Tensor = self._on_vectors(lambda rows: self._damped_solve(rows, checked, use_pi), v)
+        return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
         return self._damped_solve(v, regul, use_pi=False)
@@ -135,16 +147,15 @@ class PMatKFAC(PMat):
         return self._by_layer(v, lambda layer_id, matrix: self._divided(layer_id, matrix, regul, use_pi))
 
     def _divided(self, layer_id: str, matrix: Tensor, regul: float, use_pi: bool) -> Tensor:
-        basis = self._bases[layer_id]
+        basis = self._bases()[layer_id]
         shifts = factored_damping(self.data[layer_id], regul) if use_pi else (0.0, 0.0)
         damped = basis.eigenvalues(*shifts) + (0.0 if use_pi else regul)
         check_invertible(damped, regul, f"the block of layer '{layer_id}'")
         return basis.divide(matrix, damped)
 
-    @cached_property
     def _bases(self) -> dict[str, KroneckerBasis]:
         """The eigendecompositions of all factors, computed once."""
-        return {layer_id: eigenbasis(factors) for layer_id, factors in self.data.items()}
+        return self._cached("bases", lambda: {layer_id: eigenbasis(factors) for layer_id, factors in self.data.items()})
 
     def _solve_product(self, v: Tensor, regul: float) -> Tensor:
         """G^-1 V A^-T by LU: a product of Kronecker matrices has no orthogonal eigenbasis."""
@@ -173,7 +184,7 @@ class PMatKFAC(PMat):
         return self._like({layer_id: self._inverse_factors(layer_id) for layer_id in self.data})
 
     def _inverse_factors(self, layer_id: str) -> KroneckerFactors:
-        basis = self._bases[layer_id]
+        basis = self._bases()[layer_id]
         check_invertible(basis.eigenvalues(), 0.0, f"the block of layer '{layer_id}'")
         inputs, outputs = basis.inverse()
         return replace(self.data[layer_id], inputs=inputs, outputs=outputs)

@@ -1,25 +1,23 @@
 """PMatAlgebraContract: the linear algebra of a representation, checked against its own dense tensor. Needs pytest."""
 
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import LayerCollectionMismatchError, UnsupportedOperationError
+from nngeo_core.errors import LayerCollectionMismatchError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import Conv2dLayer, LinearLayer
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.plugins import registry
 from nngeo_core.testing.oracles import relative_error
+from nngeo_core.testing.pmat_spectrum import TOLERANCE, PMatSpectrumContract
 from nngeo_core.vectors.pvector import PVector, random_pvector
 
 __all__ = ["PMatAlgebraContract"]
 
-T = TypeVar("T")
-
-TOLERANCE = 1e-10
-"""Relative error of everything in float64."""
 
 REGULS = (1e-3, 0.1, 10.0, 1e-3)
 """Dampings to solve with, the first one again at the end in case a factorization is kept."""
@@ -31,7 +29,7 @@ LAYERS = {
 }
 
 
-class PMatAlgebraContract:
+class PMatAlgebraContract(PMatSpectrumContract):
     """Every operation of a representation built from data, with no model and no generator.
 
     Subclass it as `Test...`, name the representation, and build one. Each operation must be right to 1e-10, or be listed
@@ -48,7 +46,10 @@ class PMatAlgebraContract:
     """
 
     unsupported: ClassVar[frozenset[str]] = frozenset()
-    """Among `"add"`, `"inverse"`, `"mm"`, `"product_solve"` (a product's damped inverse, times a vector)."""
+    """Among `"add"`, `"add_identity"`, `"inverse"`, `"mm"`, `"product_solve"` (a product's damped inverse, times a vector), and
+    those of `PMatSpectrumContract`."""
+    inverse_kind: ClassVar[str] = ""
+    """Name of the representation of the damped inverse, where that is another one."""
 
     def build(self, layers: LayerCollection, seed: int) -> PMat:
         """A positive semidefinite matrix in float64 about these layers, another one for another seed."""
@@ -113,14 +114,14 @@ class PMatAlgebraContract:
         for regul in REGULS:
             _check_solution(matrix.get_dense_tensor(), matrix.solve(v, regul), v, regul)
         _check_solution(matrix.get_dense_tensor(), matrix.solve(v), v, 1e-8)
-        _check_solution(matrix.get_dense_tensor(), matrix.solve(v, torch.tensor(0.5)), v, 0.5)  # type: ignore[arg-type]
+        _check_solution(matrix.get_dense_tensor(), matrix.solve(v, torch.tensor(0.5)), v, 0.5)
 
     def test_inverse(self, matrix: PMat) -> None:
         """`inverse` is (M + regul I)^-1."""
         inverse = self.attempt("inverse", lambda: matrix.inverse(0.1))
         if inverse is not None:
             expected = torch.linalg.inv(_damped(matrix.get_dense_tensor(), 0.1))
-            assert type(inverse) is type(matrix)
+            assert inverse.name == (self.inverse_kind or matrix.name)
             assert inverse.symmetric
             assert relative_error(inverse.get_dense_tensor(), expected) <= TOLERANCE
 
@@ -180,14 +181,20 @@ class PMatAlgebraContract:
         for act in (matrix.mv, matrix.vTMv, matrix.solve):
             with pytest.raises(LayerCollectionMismatchError):
                 act(v)
-        for combine in (lambda: matrix + stranger, lambda: matrix - stranger, lambda: matrix.mm(stranger)):
+        combinations: list[Callable[[], object]] = [
+            lambda: matrix + stranger,
+            lambda: matrix - stranger,
+            lambda: matrix.mm(stranger),
+        ]
+        for combine in combinations:
             with pytest.raises(LayerCollectionMismatchError):
-                combine()  # type: ignore[no-untyped-call]
+                combine()
 
     @pytest.mark.parametrize("regul", [-1e-3, float("nan"), float("inf"), torch.ones(2), "0.1"], ids=str)
     def test_bad_regul_is_refused(self, matrix: PMat, regul: object) -> None:
         """A damping is one finite number, not negative."""
-        for damped in (lambda: matrix.solve(_vector(matrix), regul), lambda: matrix.inverse(regul)):  # type: ignore[arg-type]
+        bad: Any = regul
+        for damped in (lambda: matrix.solve(_vector(matrix), bad), lambda: matrix.inverse(bad)):
             with pytest.raises((ValueError, TypeError), match=r"regul is (one|a finite) number.*M \+ r I; got"):
                 damped()
 
@@ -195,9 +202,9 @@ class PMatAlgebraContract:
         """What is no vector, no matrix or no scalar is named, and what to use instead."""
         v = _vector(matrix)
         with pytest.raises(TypeError, match=r"expected a PVector, got Tensor; PVector\("):
-            matrix.mv(v.get_flat_representation())  # type: ignore[arg-type]
+            matrix.mv(v.get_flat_representation())
         with pytest.raises(TypeError, match="expected another matrix"):
-            matrix + 1.0  # type: ignore[operator]
+            matrix + 1.0
         with pytest.raises(TypeError, match="use mv for vectors and mm for matrices"):
             matrix * v  # type: ignore[operator]
 
@@ -213,14 +220,74 @@ class PMatAlgebraContract:
         with pytest.raises(ValueError, match="needs a `layer_collection` or a `generator`"):
             kind(data=matrix.data)
 
-    def attempt(self, operation: str, run: Callable[[], T]) -> T | None:
-        """The result; None for an unsupported operation, which must raise and name what to do instead."""
-        if operation not in self.unsupported:
-            return run()
-        with pytest.raises(UnsupportedOperationError, match=r"; .*\w") as caught:
-            run()
-        assert caught.value.args
-        return None
+    def test_batches_of_vectors(self, matrix: PMat) -> None:
+        """`mv` and `solve` take tensors (k, d) and (c, n, d), row by row, and return them in their shape."""
+        dense, d = matrix.get_dense_tensor(), matrix.layer_collection.numel()
+        for shape in ((3, d), (2, 3, d), (0, d), (1, 1, d)):
+            rows = torch.randn(shape, dtype=dense.dtype, generator=torch.Generator().manual_seed(6))
+            product, solution = matrix @ rows, matrix.solve(rows, 0.1)
+            assert (product.shape, solution.shape) == (shape, shape)
+            assert relative_error(product, rows @ dense.T) <= TOLERANCE
+            residual = solution @ _damped(dense, 0.1).T - rows
+            assert residual.norm() <= TOLERANCE * 1e-2 * (rows.norm() + dense.norm() * solution.norm())
+        with pytest.raises(ShapeError, match=rf"\(k, {d}\) or \(c, n, {d}\), got \(2, {d + 1}\)"):
+            matrix.mv(torch.zeros(2, d + 1, dtype=dense.dtype))
+
+    def test_sum_with_the_identity(self, matrix: PMat) -> None:
+        """M + c I and M - c I for a `PMatEye`, in whatever kind the representation names."""
+        eye = registry.representation("eye", kind="pmat")(layer_collection=matrix.layer_collection, scaling=0.5)
+        dense = matrix.get_dense_tensor()
+        shifted = self.attempt("add_identity", lambda: matrix + eye)
+        difference = self.attempt("add_identity", lambda: matrix - 2 * eye)
+        if shifted is not None and difference is not None:
+            assert relative_error(shifted.get_dense_tensor(), _damped(dense, 0.5)) <= TOLERANCE
+            assert relative_error((eye + matrix).get_dense_tensor(), _damped(dense, 0.5)) <= TOLERANCE
+            assert relative_error(difference.get_dense_tensor(), _damped(dense, -1.0)) <= TOLERANCE
+
+    @pytest.mark.parametrize("scale", [1e-12, 1e12])
+    def test_any_scale(self, matrix: PMat, scale: float) -> None:
+        """What holds for M holds for very small and very large multiples of it."""
+        scaled, v = matrix * scale, _vector(matrix)
+        dense = scaled.get_dense_tensor()
+        assert relative_error(scaled.mv(v).get_flat_representation(), dense @ v.get_flat_representation()) <= TOLERANCE
+        assert relative_error(scaled.frobenius_norm(), dense.norm()) <= TOLERANCE
+        _check_solution(dense, scaled.solve(v, scale * 0.1), v, scale * 0.1)
+
+    def test_to_another_dtype(self, matrix: PMat) -> None:
+        """`to` copies: float32 rounds, and integers are refused."""
+        single = matrix.to(torch.float32)
+        assert (type(single), single.dtype, matrix.dtype) == (type(matrix), torch.float32, torch.float64)
+        assert relative_error(single.get_dense_tensor(), matrix.get_dense_tensor()) <= 1e-6
+        assert single.n_examples == matrix.n_examples
+        with pytest.raises(TypeError, match="real floating-point numbers, got dtype torch.int64"):
+            matrix.to(torch.int64)
+
+    def test_under_autocast(self, matrix: PMat) -> None:
+        """The caller's autocast does not reach the algebra."""
+        v, single = _vector(matrix), matrix.to(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            product = single.mv(v.to(dtype=torch.float32))
+        assert product.get_flat_representation().dtype == torch.float32
+        expected = matrix.mv(v).get_flat_representation()
+        scale = float(matrix.frobenius_norm() * v.norm())
+        assert (product.get_flat_representation() - expected).norm() <= 1e-5 * scale
+
+    def test_data_changed_in_place(self, matrix: PMat) -> None:
+        """A factorization that was kept is not used for other numbers."""
+        v, twice = _vector(matrix), matrix * 1.0
+        twice.solve(v, 0.1)
+        with torch.no_grad():
+            for tensor in twice.tensors().values():
+                tensor.mul_(2.0)
+        _check_solution(twice.get_dense_tensor(), twice.solve(v, 0.1), v, 0.1)
+
+    def test_scipy(self, matrix: PMat) -> None:
+        """The operator for scipy multiplies by the dense tensor, columns too."""
+        columns = torch.randn(matrix.layer_collection.numel(), 2, dtype=torch.float64).numpy()
+        operator, dense = matrix.to_scipy(), matrix.get_dense_tensor().numpy()
+        assert relative_error(torch.from_numpy(operator @ columns), torch.from_numpy(dense @ columns)) <= TOLERANCE
+        found = torch.from_numpy(operator.matvec(columns[:, 0]))
+        assert relative_error(found, torch.from_numpy(dense @ columns[:, 0])) <= TOLERANCE
 
 
 def _vector(matrix: PMat) -> PVector:

@@ -19,7 +19,8 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import populate
 from nngeo_core.testing.models import MODELS, Case, mlp
 from nngeo_core.testing.oracles import fisher, relative_error
-from nngeo_core.testing.pmat_algebra import TOLERANCE, PMatAlgebraContract
+from nngeo_core.testing.pmat_algebra import PMatAlgebraContract
+from nngeo_core.testing.pmat_spectrum import TOLERANCE
 
 __all__ = ["PMatContract"]
 

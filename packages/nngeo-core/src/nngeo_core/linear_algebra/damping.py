@@ -8,7 +8,7 @@ from torch import Tensor
 from nngeo_core.conventions import DEFAULT_REGUL
 from nngeo_core.errors import NotPositiveDefiniteError
 
-__all__ = ["check_invertible", "factorize"]
+__all__ = ["Solver", "check_definite", "check_invertible", "factorize"]
 
 Solver = Callable[[Tensor], Tensor]
 
@@ -30,6 +30,23 @@ def check_invertible(eigenvalues: Tensor, regul: float, what: str, exact: bool =
     smallest, rounding = float(sizes.min()), units * torch.finfo(sizes.dtype).eps * float(sizes.max())
     if not smallest > (0.0 if exact else rounding):
         raise _singular(what, regul, sizes.dtype, smallest, rounding * eigenvalues.numel() ** 0.5)
+
+
+def check_definite(eigenvalues: Tensor, regul: float, what: str, exact: bool = False) -> None:
+    """Raise unless eigenvalues of M + regul I are positive, beyond rounding of the largest one.
+
+    Takes the arguments of `check_invertible`.
+
+    Raises:
+        NotPositiveDefiniteError: Naming a damping that would do.
+    """
+    smallest = float(eigenvalues.min())
+    if smallest < 0:
+        raise NotPositiveDefiniteError(
+            f"{what} + {regul:g} I is not positive definite: its smallest eigenvalue is {smallest:.1e}; use "
+            f"regul={regul - 2 * smallest:.0e} or more"
+        )
+    check_invertible(eigenvalues, regul, what, exact)
 
 
 def factorize(matrix: Tensor, regul: float, symmetric: bool, what: str = "the matrix") -> Solver:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nngeo_core import NotPositiveDefiniteError
+from nngeo_core.linear_algebra.damping import check_invertible, factorize
 from nngeo_core.testing import relative_error
-from nngeo_reprs.damping import check_invertible, factorize
 
 
 def _low_rank(d: int, rank: int, dtype: torch.dtype, seed: int) -> Tensor:

@@ -1,0 +1,44 @@
+"""Functions of eigenvalues with a cut-off: what is within rounding of zero counts as zero."""
+
+import torch
+from torch import Tensor
+
+from nngeo_core.errors import NotPositiveDefiniteError
+
+__all__ = ["reciprocals", "roots"]
+
+
+def roots(eigenvalues: Tensor, size: int, what: str) -> Tensor:
+    """Square roots of the eigenvalues of a positive semidefinite matrix; zero up to d eps times the largest.
+
+    Args:
+        eigenvalues: Of any shape.
+        size: The d of the cut-off.
+        what: Names the matrix.
+
+    Raises:
+        NotPositiveDefiniteError: One is negative beyond the cut-off.
+    """
+    cutoff = _cutoff(eigenvalues, size)
+    smallest = eigenvalues.min()
+    if smallest < -cutoff:
+        raise NotPositiveDefiniteError(
+            f"{what} has the negative eigenvalue {float(smallest):.1e} and no real square root; add c I with "
+            f"c >= {-float(smallest):.0e} first"
+        )
+    return torch.where(eigenvalues > cutoff, eigenvalues, 0).sqrt()
+
+
+def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
+    """1 / w, and zero where |w| is at most d eps times the largest.
+
+    Args:
+        eigenvalues: Of any shape.
+        size: The d of the cut-off.
+    """
+    kept = eigenvalues.abs() > _cutoff(eigenvalues, size)
+    return torch.where(kept, 1 / torch.where(kept, eigenvalues, 1), 0)
+
+
+def _cutoff(eigenvalues: Tensor, size: int) -> Tensor:
+    return size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().max()

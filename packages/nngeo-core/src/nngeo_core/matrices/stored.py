@@ -1,0 +1,211 @@
+"""StoredMatrix: what a matrix about some layers is made of, before any linear algebra."""
+
+from abc import ABC
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from nngeo_core.errors import NonFiniteError, ShapeError, UnsupportedOperationError
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.precision import full_precision
+from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.populate import collect
+from nngeo_core.vectors.checked import checked_batch, checked_flat
+from nngeo_core.vectors.pvector import PVector
+
+__all__ = ["StoredMatrix"]
+
+Self = TypeVar("Self", bound="StoredMatrix")
+T = TypeVar("T")
+
+
+class StoredMatrix(ABC):
+    """Construction and storage; `PMat` says what the arguments mean."""
+
+    kind: ClassVar[str] = "pmat"
+    name: ClassVar[str]
+    accumulator: ClassVar[type[Accumulator]]
+    exact_entries: ClassVar[str] = ""
+    """Which entries of F it holds exactly: "all", "blocks", "diagonal", or none of them (empty)."""
+
+    def __init__(
+        self,
+        generator: Generator | None = None,
+        data: Any = None,
+        examples: Any = None,
+        layer_collection: LayerCollection | None = None,
+        *,
+        n_examples: int | None = None,
+        symmetric: bool = True,
+        progress: bool = False,
+        likelihood: str | None = None,
+    ) -> None:
+        if (data is None) == (examples is None):
+            given = "both" if data is not None else "neither"
+            raise ValueError(f"give either `data` or `examples` to {type(self).__name__}; got {given}")
+        if examples is not None and generator is None:
+            raise ValueError(f"{type(self).__name__} needs a `generator` to compute its data from `examples`; got none")
+        if layer_collection is None:
+            if generator is None:
+                raise ValueError(
+                    f"{type(self).__name__} from `data` needs a `layer_collection` or a `generator`; got none"
+                )
+            layer_collection = generator.layer_collection
+        self.generator = generator
+        self.layer_collection = layer_collection
+        self.n_examples = n_examples
+        self.symmetric = symmetric
+        self.likelihood = generator.likelihood.name if generator is not None and likelihood is None else likelihood
+        self._kept: dict[Hashable, Any] = {}
+        self._seen: list[tuple[Tensor, int]] = []
+        if generator is not None and examples is not None:
+            layer_collection.check_same(generator.layer_collection)
+            data, self.n_examples = self._from_examples(generator, examples, progress)
+        self.data = self._checked(data)
+
+    @classmethod
+    def prepare(cls, generator: Generator, choices: Any = None) -> Accumulator | None:
+        """The sums that a sweep has to fill for a matrix about the generator's layers; None if it stores no sums.
+
+        Args:
+            generator: Differentiates the model.
+            choices: What a representation that is made of others was asked for.
+
+        Raises:
+            TypeError: There are choices, and the representation has none.
+        """
+        if choices is not None:
+            raise TypeError(f"{cls.__name__} is one representation, with no choices by layer; got {choices!r}")
+        return cls.accumulator(generator.layer_collection)
+
+    def _from_examples(self, generator: Generator, examples: Any, progress: bool) -> tuple[Any, int | None]:
+        """The data computed from examples, and their number."""
+        sums = self.prepare(generator)
+        if sums is None:
+            return examples, None
+        (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False)
+        return data, sums.n_examples
+
+    def _checked(self, data: Any) -> Any:
+        """The data in its stored form, or an error that says what was expected: by default one tensor of `_data_shape`."""
+        shape = self._data_shape()
+        if not isinstance(data, Tensor) or data.shape != shape:
+            given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+            raise ShapeError(f"the data of a {type(self).__name__} is a tensor of shape {shape}, got {given}")
+        if not all_finite(data):
+            raise NonFiniteError(f"the data of a {type(self).__name__} has NaN or infinite entries")
+        return data
+
+    def _data_shape(self) -> tuple[int, ...]:
+        """The shape of the data, where that is one tensor."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its data is: override _data_shape or _checked")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored numbers."""
+        return next(iter(self.tensors().values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the stored numbers."""
+        return next(iter(self.tensors().values())).device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name; the data itself where that is one tensor."""
+        return {"data": self.data} if isinstance(self.data, Tensor) else {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the stored tensors take."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @classmethod
+    def stored_numbers(cls, layers: LayerCollection) -> Mapping[str, int | None] | int:
+        """How many numbers a matrix of this representation stores, as known before any batch; `print(layers)` shows it.
+
+        Args:
+            layers: What the matrix is about. `layers.structure(layer_id)` says what a layer's Jacobian will be.
+
+        Returns:
+            A number for each layer, by its id: None if the representation cannot hold the layer, no entry if that or the
+            number is not known. One number for all where a layer has no share of its own, as in a dense matrix. A
+            representation that says nothing is printed with a question mark.
+        """
+        return {}
+
+    def size(self, dim: int | None = None) -> tuple[int, int] | int:
+        """The size of the matrix, whatever its size in memory.
+
+        Args:
+            dim: 0 or 1 for one dimension, None for both.
+        """
+        size = (self.layer_collection.numel(), self.layer_collection.numel())
+        return size if dim is None else size[dim]
+
+    def to(self: Self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
+        """The same matrix in another dtype or on another device; this one is unchanged.
+
+        Raises:
+            TypeError: The dtype is not a real floating-point one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"a matrix holds real floating-point numbers, got dtype {dtype}")
+        return self._mapped(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    def _mapped(self: Self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A matrix whose stored tensors are changed one by one."""
+        if not isinstance(self.data, Tensor):
+            self._unsupported("a copy in another dtype or on another device", "compute it from a model there")
+        return self._like(change(self.data), self.symmetric, self.n_examples)
+
+    def __repr__(self) -> str:
+        """Representation, size, examples, likelihood, bytes, dtype and device."""
+        examples = "an unknown number of" if self.n_examples is None else self.n_examples
+        likelihood = "" if self.likelihood is None else f"{self.likelihood}, "
+        return (
+            f"{type(self).__name__}({self.size(0)} x {self.size(1)}, {examples} examples, {likelihood}{self.nbytes} bytes, "
+            f"{self.dtype}, {self.device})"
+        )
+
+    def _like(self: Self, data: Any, symmetric: bool = True, n_examples: int | None = None) -> Self:
+        """A matrix of this representation and these layers with other data."""
+        return type(self)(
+            self.generator,
+            data=data,
+            layer_collection=self.layer_collection,
+            symmetric=symmetric,
+            n_examples=n_examples,
+            likelihood=self.likelihood,
+        )
+
+    def _cached(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, kept until a stored tensor is replaced or changed in place."""
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in self.tensors().values()]
+        before = self._seen
+        if len(now) != len(before) or any(a is not b or i != j for (a, i), (b, j) in zip(now, before, strict=True)):
+            self._kept, self._seen = {}, now
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
+
+    def _on_vectors(self, act: Callable[[Tensor], Tensor], v: PVector | Tensor) -> Any:
+        """Apply a function of rows (..., d) to a vector, or to a batch of them."""
+        batch = checked_batch(v, self.layer_collection, self.dtype) if isinstance(v, Tensor) else None
+        flat = self._flat(v) if batch is None else batch
+        with full_precision(self.device):
+            found = act(flat)
+        return found if batch is not None else self._vector(found)
+
+    def _flat(self, v: Any) -> Tensor:
+        return checked_flat(v, self.layer_collection, self.dtype)
+
+    def _vector(self, flat: Tensor) -> PVector:
+        return PVector(self.layer_collection, vector_repr=flat)
+
+    def _unsupported(self, what: str, instead: str) -> NoReturn:
+        raise UnsupportedOperationError(f"{what} is not a {type(self).__name__}; {instead}")
