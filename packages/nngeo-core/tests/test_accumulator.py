@@ -1,10 +1,12 @@
 """Accumulator: sums by name, counts by first slice, and what merges, saves and loads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import LayerCollectionMismatchError, ShapeError
+from nngeo_core.errors import LayerCollectionMismatchError, ShapeError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.layers.collection import LayerCollection
@@ -49,6 +51,22 @@ def test_examples_are_counted_on_the_first_slice_of_their_directions() -> None:
     found = filled(batch(J[:1], 0, 4), batch(J[1:3], 1, 4), batch(J[3:], 3, 4))
     assert found.n_examples == 6
     assert torch.allclose(found.finalize(), EXPECTED, rtol=1e-14, atol=0)
+
+
+def test_directions_with_a_minus_sign_are_refused_unless_the_accumulator_takes_them() -> None:
+    negative = replace(batch(J), sign=-1)
+    with pytest.raises(UnsupportedOperationError, match="Diagonal cannot take directions that enter with a minus sign"):
+        filled(negative)
+
+    class Signed(Diagonal):
+        signed = True
+
+        def accumulate(self, batch: JacobianBatch) -> None:
+            self.add("squares", batch.sign * batch.layers["fc"].sum_of_squares())
+
+    found = Signed(LAYERS)
+    found.update(negative)
+    assert torch.allclose(found.finalize(), -EXPECTED, rtol=1e-14, atol=0)
 
 
 def test_batches_add_up() -> None:

@@ -24,6 +24,8 @@ def test_gram_sums_are_the_matrix_product(d: int) -> None:
     assert full is matrix
     assert relative_error(full, rows.T @ rows) <= 1e-14
     assert relative_error(full.T, full) <= 1e-15
+    add_gram_(matrix, parts[0], sign=-1)
+    assert relative_error(mirror_(matrix), parts[1].T @ parts[1]) <= 1e-13
 
 
 def test_rows_need_not_be_contiguous() -> None:

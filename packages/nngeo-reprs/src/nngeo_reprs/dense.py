@@ -22,13 +22,15 @@ __all__ = ["PMatDense"]
 class DenseAccumulator(Accumulator):
     """Sums J^T J over all layers at once; half of it, since it is symmetric."""
 
+    signed = True
+
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add the rows of all examples and directions."""
         sizes = {layer_id: layer.numel() for layer_id, layer in self.layer_collection.items()}
         if "matrix" not in self.sums:
             self.sums["matrix"] = _zeros(sum(sizes.values()), batch.dtype, batch.device)
         rows = batch.to_dense(sizes).flatten(0, 1)
-        add_gram_(self.sums["matrix"], rows)
+        add_gram_(self.sums["matrix"], rows, batch.sign)
 
     def finalize(self) -> Tensor:
         """F, shape (d, d)."""

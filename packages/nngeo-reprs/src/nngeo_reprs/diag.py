@@ -18,6 +18,8 @@ __all__ = ["PMatDiag"]
 class DiagAccumulator(Accumulator):
     """Sums the squares of each layer's Jacobian, in its place of one flat vector."""
 
+    signed = True
+
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's squares; a layer that was not called adds nothing."""
         if _SQUARES not in self.sums:
@@ -25,7 +27,11 @@ class DiagAccumulator(Accumulator):
             self.sums[_SQUARES] = torch.zeros(d, dtype=batch.dtype, device=batch.device)
         places = self.layer_collection.slices()
         for layer_id, jacobian in batch.layers.items():
-            jacobian.add_squares_to(self.sums[_SQUARES][places[layer_id]])
+            total = self.sums[_SQUARES][places[layer_id]]
+            if batch.sign > 0:
+                jacobian.add_squares_to(total)
+            else:
+                total -= jacobian.sum_of_squares()
 
     def finalize(self) -> Tensor:
         """The diagonal of F, shape (d,)."""

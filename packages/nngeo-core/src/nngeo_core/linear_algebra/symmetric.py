@@ -12,17 +12,18 @@ _WIDTH = 512
 """Columns of a block: narrower ones save more multiplications, and make each product less efficient."""
 
 
-def add_gram_(matrix: Tensor, rows: Tensor) -> None:
-    """Add rows^T rows to the blocks of a matrix (d, d) on and above its diagonal; `mirror_` fills the rest in the end.
+def add_gram_(matrix: Tensor, rows: Tensor, sign: int = 1) -> None:
+    """Add sign rows^T rows to the blocks of a matrix (d, d) on and above its diagonal; `mirror_` fills the rest in the end.
 
     Args:
         matrix: Shape (d, d), changed in place.
         rows: Shape (k, d).
+        sign: 1, or -1 to subtract.
     """
     d = len(matrix)
     for start in range(0, d, _WIDTH):
         stop = min(d, start + _WIDTH)
-        matrix[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+        matrix[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:], alpha=sign)
 
 
 def mirror_(matrix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import ShapeError
+from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 
@@ -27,6 +27,8 @@ class Accumulator(ABC):
 
     passes: ClassVar[int] = 1
     """How many passes over the data are needed."""
+    signed: ClassVar[bool] = False
+    """Whether its sums are linear in J^T J and heed `batch.sign`: an indefinite metric has directions that subtract."""
 
     def __init__(self, layer_collection: LayerCollection) -> None:
         self.layer_collection = layer_collection
@@ -39,7 +41,17 @@ class Accumulator(ABC):
             self.n_examples = 0
 
     def update(self, batch: JacobianBatch) -> None:
-        """Add the Jacobians of some examples and directions."""
+        """Add the Jacobians of some examples and directions.
+
+        Raises:
+            UnsupportedOperationError: The directions enter with a minus sign, and the sums are not linear in J^T J.
+        """
+        if batch.sign < 0 and not self.signed:
+            raise UnsupportedOperationError(
+                f"{type(self).__name__} cannot take directions that enter with a minus sign, which an indefinite metric has: "
+                "what it sums is not linear in J^T J. Use the dense, block-diagonal or diagonal representation, or a loss "
+                "that is convex in the outputs"
+            )
         if batch.first_slice:
             self.n_examples += batch.n_examples
         self.accumulate(batch)
