@@ -124,7 +124,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr("nngeo_core.plugins.roster.installed", list)
     fresh = Registry()
     fresh.register(Plugin())
-    for module in ("nngeo_core.verbs.fim", "nngeo_core.sweep.generator"):
+    for module in ("nngeo_core.verbs.fim", "nngeo_core.verbs.sweep", "nngeo_core.likelihoods.choice"):
         monkeypatch.setattr(f"{module}.registry", fresh)
     monkeypatch.setattr(Analytic, "sweeps", 0)
     return fresh
@@ -241,7 +241,6 @@ def test_options_are_checked(model: nn.Module) -> None:
 
 def test_a_missing_generator_says_what_to_install(registry: Registry, model: nn.Module) -> None:
     registry.unregister("Plugin")
-    with pytest.raises(PluginError, match="unknown pmat representation 'trace'; known: none"):
-        _fim(model)
-    with pytest.raises(PluginError, match="unknown generator 'hooks'; known: none"):
-        _fim(model, PMatTrace, variant=GaussianLikelihood())
+    for representation in ("trace", PMatTrace):
+        with pytest.raises(PluginError, match="unknown generator 'hooks'; known: none"):
+            _fim(model, representation, variant=GaussianLikelihood())

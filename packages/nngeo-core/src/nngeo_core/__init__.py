@@ -24,8 +24,14 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import Conv2dLayer, ConvTranspose2dLayer, Layer, LinearLayer, ParameterLayer
 from nngeo_core.layers.rule import Call, LayerRule
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.likelihoods.categorical import ClassifLogits
+from nngeo_core.likelihoods.bernoulli import BinaryLogits, MultilabelLogits
+from nngeo_core.likelihoods.categorical import ClassifLogits, ClassifLogSoftmax
+from nngeo_core.likelihoods.curvature import LossCurvature, OutputMetric
+from nngeo_core.likelihoods.empirical import Empirical
 from nngeo_core.likelihoods.gaussian import GaussianLikelihood
+from nngeo_core.likelihoods.poisson import PoissonLogRate
+from nngeo_core.likelihoods.positions import CausalLMLogits, SegmentationLogits
+from nngeo_core.likelihoods.sampled import MonteCarlo, RandomSigns
 from nngeo_core.linear_algebra.bdot import bdot
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.maps import PullBack, PushForward
@@ -36,20 +42,30 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import populate
 from nngeo_core.vectors.fvector import FVector, random_fvector
 from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_dict
+from nngeo_core.verbs.empirical import EmpiricalFIM
 from nngeo_core.verbs.fim import FIM
+from nngeo_core.verbs.ggn import GGN
+from nngeo_core.verbs.monte_carlo import FIM_MonteCarlo
 from nngeo_core.verbs.verify import Verification, verify
 
 __all__ = [
     "AbstractLayer",
     "Accumulator",
+    "BinaryLogits",
     "Call",
+    "CausalLMLogits",
+    "ClassifLogSoftmax",
     "ClassifLogits",
     "Conv2dLayer",
     "ConvTranspose2dLayer",
     "DenseJacobian",
+    "Empirical",
+    "EmpiricalFIM",
     "FIM",
+    "FIM_MonteCarlo",
     "FMat",
     "FVector",
+    "GGN",
     "GaussianLikelihood",
     "Generator",
     "IndexJacobian",
@@ -64,17 +80,24 @@ __all__ = [
     "LayerRule",
     "Likelihood",
     "LinearLayer",
+    "LossCurvature",
+    "MonteCarlo",
+    "MultilabelLogits",
     "NNGeoError",
     "NonFiniteError",
     "NotPositiveDefiniteError",
+    "OutputMetric",
     "PMat",
     "PMatAbstract",
     "PVector",
     "ParameterLayer",
     "PluginError",
+    "PoissonLogRate",
     "PullBack",
     "PushForward",
+    "RandomSigns",
     "ScaleShiftJacobian",
+    "SegmentationLogits",
     "ShapeError",
     "Structure",
     "SumJacobian",

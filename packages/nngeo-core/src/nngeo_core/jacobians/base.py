@@ -49,6 +49,10 @@ class LayerJacobian(ABC):
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
 
+    def dense_rows(self, examples: slice) -> Tensor:
+        """J of some examples, shape (c, m, d), without the others' where that can be."""
+        return self.to_dense()[:, examples]
+
     def __repr__(self) -> str:
         """Sizes, dtype and device."""
         c, n, d = self.shape

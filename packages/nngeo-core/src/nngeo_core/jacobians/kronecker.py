@@ -91,6 +91,10 @@ class KroneckerJacobian(LayerJacobian):
         weight = torch.stack([self._gradients(g) for g in self.g])
         return self.layout.pack(weight, self._bias_gradients())
 
+    def dense_rows(self, examples: slice) -> Tensor:
+        """J of some examples, shape (c, m, d)."""
+        return KroneckerJacobian(self.a[examples], self.g[:, examples], self.layout).to_dense()
+
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n): the layer's response to the parameter change v, then its product with g."""
         weight, bias = self.layout.unpack(v)

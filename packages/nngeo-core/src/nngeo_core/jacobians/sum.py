@@ -55,6 +55,10 @@ class SumJacobian(LayerJacobian):
         """J, shape (c, n, d)."""
         return reduce(torch.add, (part.to_dense() for part in self.parts))
 
+    def dense_rows(self, examples: slice) -> Tensor:
+        """J of some examples, shape (c, m, d)."""
+        return reduce(torch.add, (part.dense_rows(examples) for part in self.parts))
+
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n), for v of shape (d,)."""
         return reduce(torch.add, (part.jvp(v) for part in self.parts))

@@ -12,7 +12,7 @@ __all__ = ["Wrapped"]
 class Wrapped(Likelihood):
     """What is the same for every metric made from a likelihood: which outputs it takes, and which positions count.
 
-    Subclasses give directions; the metric is their V V^T.
+    Subclasses give directions; the metric is their V V^T. Targets cannot be drawn from it: the metric is another one.
 
     Args:
         inner: The likelihood.
@@ -46,15 +46,3 @@ class Wrapped(Likelihood):
     def observed(self, examples: Any) -> Tensor:
         """As the inner likelihood finds them."""
         return self.inner.observed(examples)
-
-    def draws_shape(self, outputs: Tensor) -> tuple[int, ...]:
-        """As the inner likelihood says."""
-        return self.inner.draws_shape(outputs)
-
-    def sample(self, outputs: Tensor, uniform: Tensor) -> Tensor:
-        """As the inner likelihood draws."""
-        return self.inner.sample(outputs, uniform)
-
-    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The inner likelihood's."""
-        return self.inner.score(outputs, y)

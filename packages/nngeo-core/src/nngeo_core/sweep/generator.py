@@ -14,7 +14,7 @@ from nngeo_core.errors import ShapeError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.plugins import registry
+from nngeo_core.likelihoods.choice import chosen_likelihood
 from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.checked import checked_flat
@@ -63,7 +63,7 @@ class Generator(ABC):
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(f"memory_budget is a positive number of bytes, got {memory_budget}")
         self.model = model
-        self.likelihood = _likelihood(likelihood)
+        self.likelihood = chosen_likelihood(likelihood)
         self.function = function
         self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
         _check_differentiable(model, self.layer_collection)
@@ -225,16 +225,6 @@ def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
                 f"parameter '{name}' was made under torch.inference_mode() and cannot be differentiated; build the model "
                 "outside of it, and load the values into that one"
             )
-
-
-def _likelihood(choice: object) -> Likelihood:
-    if isinstance(choice, str):
-        made: Likelihood = registry.likelihood(choice)()
-        return made
-    if not isinstance(choice, Likelihood):
-        known = ", ".join(registry.names("likelihoods"))
-        raise TypeError(f"a likelihood is a Likelihood object or a registered name ({known}), got {choice!r}")
-    return choice
 
 
 def _common_device(model: nn.Module, layers: LayerCollection, device: torch.device | str | None) -> torch.device:

@@ -1,7 +1,6 @@
 """FIM: the Fisher information matrix of a model, in the representation asked for."""
 
 from collections.abc import Callable, Sequence
-from inspect import isabstract
 from typing import Any, TypeVar, overload
 
 import torch
@@ -11,7 +10,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
-from nngeo_core.sweep.populate import collect
+from nngeo_core.verbs.sweep import swept
 
 __all__ = ["FIM"]
 
@@ -74,32 +73,7 @@ def FIM(
         >>> F.size(), F.n_examples
         ((9, 9), 2)
     """
-    several = isinstance(representation, Sequence) and not isinstance(representation, str)
-    choices: Any = representation if several else [representation]
-    kinds = [_representation(choice) for choice in choices]
-    if not kinds:
-        raise ValueError("representation is an empty list; give at least one name or class")
     generator = registry.generator("hooks")(
         model, variant, function, layer_collection, device, n_output, memory_budget, check
     )
-    layers = generator.layer_collection
-    accumulators = [kind.accumulator(layers) for kind in kinds]
-    label = ", ".join(kind.__name__ for kind in kinds)
-    found = collect(generator, loader, accumulators, label if progress else False)
-    matrices = [
-        kind(generator, data=data, n_examples=sums.n_examples)
-        for kind, data, sums in zip(kinds, found, accumulators, strict=True)
-    ]
-    return matrices if several else matrices[0]
-
-
-def _representation(choice: object) -> type[PMat]:
-    if isinstance(choice, str):
-        found: type[PMat] = registry.representation(choice, kind="pmat")
-        return found
-    if isinstance(choice, type) and issubclass(choice, PMat) and not isabstract(choice):
-        return choice
-    raise TypeError(
-        f"representation is a name, a concrete PMat class, or a list of those; got {choice!r}. "
-        f"Known names: {', '.join(registry.names('representations'))}"
-    )
+    return swept(generator, loader, representation, progress)
