@@ -191,7 +191,7 @@ def test_from_model_follows_the_model_and_keeps_the_graph() -> None:
 
 def test_from_model_takes_all_layers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = SimpleNamespace(name="linear", claims_subtree=False, check=lambda module: None)
-    rule.parts = lambda module: (("weight", "bias"),)
+    rule.parts, rule.structure = lambda module: (("weight", "bias"),), lambda module, names: None
     rule.describe = lambda module: LinearLayer(module.in_features, module.out_features, module.bias is not None)
     table = SimpleNamespace(rule={nn.Linear: rule}.get, resolve_rule=lambda module: None)
     monkeypatch.setattr(sources, "registry", table)

@@ -58,8 +58,8 @@ def test_any_geometry_equals_autograd(positions: list[int], inputs: int, outputs
 
 def test_factors_are_those_of_a_linear_layer() -> None:
     x, g = numbers(5, 4, 3), numbers(2, 5, 4, 2)
-    call = RuleCase(Conv1D(2, 3).double(), x).call
-    factors = TransformersConv1DRule().jacobian(nn.Identity(), call, g, ("weight", "bias")).kronecker_factors()
+    case = RuleCase(Conv1D(2, 3).double(), x)
+    factors = TransformersConv1DRule().jacobian(case.module, case.call, g, ("weight", "bias")).kronecker_factors()
     ones = torch.cat((x, torch.ones_like(x[..., :1])), 2)
     assert relative_error(factors.inputs[0], torch.einsum("nsa,nsb->ab", ones, ones)) <= 1e-14
     assert relative_error(factors.outputs[0], torch.einsum("cnsg,cnsh->gh", g, g) / 4) <= 1e-14

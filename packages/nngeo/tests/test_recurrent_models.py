@@ -27,7 +27,8 @@ class Unrolled(nn.Module):
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
-        self.given, self.hidden, self.head = nn.Linear(D, 4 * H), nn.Linear(H, 4 * H), model.head
+        self.given, self.hidden = (nn.Linear(width, 4 * H, dtype=torch.float64) for width in (D, H))
+        self.head = model.head
         state = model.cell.state_dict()
         for name, layer in {"ih": self.given, "hh": self.hidden}.items():
             layer.load_state_dict({part: state[f"{part}_{name}_l0"] for part in ("weight", "bias")})
@@ -76,7 +77,7 @@ def test_exact_matrices(cell: nn.RNNBase, width: int) -> None:
 def test_kfac_of_an_lstm_equals_its_formula() -> None:
     """That of linear layers called at each step: A adds up over the steps, G is an average over them."""
     model, x = classifier(nn.LSTM(D, H, batch_first=True)), examples()
-    unrolled, matrix = Unrolled(model).double(), FIM(model, x, PMatKFAC)
+    unrolled, matrix = Unrolled(model), FIM(model, x, PMatKFAC)
     assert relative_error(unrolled(x), model(x)) <= 1e-12
     assert list(matrix.layer_collection) == ["cell.weight_ih_l0", "cell.weight_hh_l0", "head"]
     blocks = [kronecker_block(*kfac_factors(unrolled, x, path, "classif_logits"), has_bias=True)
@@ -84,7 +85,7 @@ def test_kfac_of_an_lstm_equals_its_formula() -> None:
     expected = torch.block_diag(*blocks)
     assert relative_error(matrix.get_dense_tensor(), expected) <= 1e-10
     v = random_pvector(matrix.layer_collection, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    solved = torch.linalg.solve(expected + 0.1 * torch.eye(len(expected), dtype=torch.float64), v.vector_repr)
+    solved = torch.linalg.solve(expected + 0.1 * torch.eye(len(expected), dtype=torch.float64), v.get_flat_representation())
     assert relative_error(matrix.solve(v, 0.1).get_flat_representation(), solved) <= 1e-10
 
 

@@ -20,6 +20,7 @@ from nngeo_generators.calls import CapturedCall, by_module, located
 from nngeo_generators.chunking import Footprint, measure
 from nngeo_generators.order import has_moved, may_move_rows, tagged
 from nngeo_generators.plan import Use
+from nngeo_generators.rules.generic import GenericRule
 from nngeo_generators.stand_in import StandInRule, copies, replaced
 
 __all__ = ["Capture", "listening"]
@@ -176,15 +177,26 @@ class Capture:
             )
 
     def footprint(self) -> Footprint:
-        """Bytes of inputs and of one direction's gradients, from a pass over one example."""
-        sizes: list[tuple[int, int]] = []
+        """Bytes of inputs and of one direction's gradients, from a pass over one example.
+
+        What a rule finds by running a module again is there twice, in parts and put together, beside the gradients given.
+        """
+        sizes, beside = list[tuple[int, int]](), 0
         for captured in self.calls:
             gradients = captured.gradients([None] * len(captured.edges), 1)
+            given = sum(part.nbytes for part in gradients)
             for use in captured.uses:
-                jacobian = self._jacobian(use, captured, gradients)
-                growing = max(jacobian.nbytes - jacobian.input_nbytes, sum(part.nbytes for part in gradients))
-                sizes.append((jacobian.input_nbytes, growing))
-        return measure(sizes)
+                inputs, found = self._sizes(use, captured, gradients)
+                sizes.append((inputs, max(found, given)))
+                beside += 0 if use.rule.one_output else found + given
+        return measure(sizes, beside)
+
+    def _sizes(self, use: Use, captured: CapturedCall, gradients: tuple[Tensor, ...]) -> tuple[int, int]:
+        """Bytes of a Jacobian that do not grow with the directions, and of those that do; a dense one needs no run."""
+        if isinstance(use.rule, GenericRule):
+            return 0, sum(place.stop - place.start for place in use.places) * gradients[0].itemsize
+        jacobian = self._jacobian(use, captured, gradients)
+        return jacobian.input_nbytes, jacobian.nbytes - jacobian.input_nbytes
 
     def layer_jacobians(
         self, directions: Tensor, keep_graph: bool, mask: Tensor | None = None

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_MEMORY_BUDGET",
     "Footprint",
     "Graph",
+    "IN_FLIGHT",
     "choose_chunks",
     "keep_freed_memory",
     "largest_tensor",
@@ -25,7 +26,13 @@ __all__ = [
 T = TypeVar("T")
 
 DEFAULT_MEMORY_BUDGET = 2**30
-"""Bytes that captured inputs and output gradients may take together."""
+"""Bytes that captured inputs and the gradients of a backward pass may take together.
+
+What a contraction forms on the way lies in blocks of `BLOCK_BYTES`, whatever the budget.
+"""
+
+IN_FLIGHT = 2
+"""Gradients of a backward pass that no layer keeps: what an operation gets and gives, as large as the graph's largest tensor."""
 
 LARGEST_TENSOR = {"cpu": 12 * 2**20}
 """Bytes of the largest tensor of a backward pass, by device type: beyond, a CPU spends its time in page faults."""
@@ -97,11 +104,11 @@ def measure_graph(run: Callable[[], T], known: Iterable[Tensor]) -> tuple[T, Gra
     return result, Graph(sum(kept.values()), max(kept.values(), default=0))
 
 
-def measure(calls: Iterable[tuple[int, int]]) -> Footprint:
-    """The footprint of calls given as (bytes of the input, bytes of the output gradient)."""
+def measure(calls: Iterable[tuple[int, int]], beside: int = 0) -> Footprint:
+    """The footprint of calls given as (bytes of the input, bytes of the output gradient), and of gradients beside those."""
     pairs = list(calls) or [(0, 0)]
     inputs, gradients = zip(*pairs, strict=True)
-    return Footprint(sum(inputs), sum(gradients), max(inputs), max(gradients))
+    return Footprint(sum(inputs), sum(gradients) + beside, max(inputs), max(gradients))
 
 
 def largest_tensor(device: torch.device, memory_budget: int) -> int:
@@ -115,14 +122,16 @@ def choose_chunks(
     """As many examples with all their directions as fit; if not even one does, one example with some directions.
 
     Whole examples come first, because a second slice of directions would cut the inputs' patches and form their products
-    once more. Batches are joined only as far as their graph fits the budget too, when it is known.
+    once more. When the graph is known, the gradients that a backward pass holds on its way from layer to layer count too,
+    and batches are joined only as far as their graph fits the budget as well.
     """
-    most, each = largest_tensor(device, memory_budget), one.inputs + directions * one.gradients
+    one_direction = one.gradients + (IN_FLIGHT * graph.largest if graph else 0)
+    most, each = largest_tensor(device, memory_budget), one.inputs + directions * one_direction
     examples = min(most // max(1, one.largest_input, directions * one.largest_gradient), memory_budget // max(1, each))
     if examples >= 1:
         joined = min(examples, memory_budget // max(1, each + graph.total)) if graph else 1
         return Chunks(examples, directions, max(1, joined))
-    fit = min(most // max(1, one.largest_gradient), (memory_budget - one.inputs) // max(1, one.gradients))
+    fit = min(most // max(1, one.largest_gradient), (memory_budget - one.inputs) // max(1, one_direction))
     return Chunks(1, min(directions, max(1, fit)))
 
 

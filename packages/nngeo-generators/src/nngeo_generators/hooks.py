@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.conventions import result_dtype
+from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
@@ -18,6 +19,7 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import (
     DEFAULT_MEMORY_BUDGET,
+    IN_FLIGHT,
     Chunks,
     Graph,
     choose_chunks,
@@ -191,7 +193,8 @@ class HooksGenerator(Generator):
         n, shapes = len(part.numbers), example_shapes(part.batch)
         due = self._is_due(self._trusted, state, n)
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
-            self._examine(self._sample(part), self._first_plan if due else self._plan)
+            plan = self._first_plan if due else self._plan
+            self._examine(self._sample(part, self._examined_bytes(part, plan)), plan)
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
 
@@ -242,11 +245,18 @@ class HooksGenerator(Generator):
         unseen = seen not in ((state, n > 1), (state, True))
         return self.check == "every-batch" or (self.check == "first-batch" and unseen)
 
-    def _sample(self, part: Part) -> Part:
-        """What is examined of a batch: its last examples, of which three graphs fit the budget or are less than training's."""
-        n, some = len(part.numbers), EXAMINED
-        if n < 3 * EXAMINED:
-            some = max(2, min(EXAMINED, self._budget // max(1, 3 * self._graph(part).total)))
+    def _examined_bytes(self, part: Part, plan: Sequence[Use]) -> int:
+        """What the examination takes for each example: three graphs, and the layers' Jacobians of two directions."""
+        graph = self._graph(part)
+        try:
+            one = self._forward(part.select(slice(len(part.numbers) - 1, None)), plan).footprint()
+        except UnsupportedLayerError:  # the examination mends it, or says why not
+            return 3 * graph.total
+        return 3 * graph.total + one.inputs + 2 * (one.gradients + IN_FLIGHT * graph.largest)
+
+    def _sample(self, part: Part, bytes_each: int) -> Part:
+        """What is examined of a batch: its last examples, as far as they fit the budget, and two at least."""
+        n, some = len(part.numbers), max(2, min(EXAMINED, self._budget // max(1, bytes_each)))
         return part.select(slice(max(0, n - some), n))
 
     def _examine(self, part: Part, plan: Sequence[Use]) -> None:
@@ -263,7 +273,7 @@ class HooksGenerator(Generator):
         for part, state in self._numbered(batches):
             n = len(part.numbers)
             if self._is_due(self._inspected, state, n):
-                sample = self._sample(part).batch
+                sample = self._sample(part, 3 * self._graph(part).total).batch
                 check_examples(self._network, sample, run_unwritten(self._network, sample))
                 self._inspected = (state, n > 1)
                 self._sound.clear()

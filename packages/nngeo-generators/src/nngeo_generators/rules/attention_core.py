@@ -43,7 +43,7 @@ class AttentionCore:
         Returns:
             Shapes (c, n, t, h e), (c, n, s, h e) and (c, n, s, h e).
         """
-        slices = blocks(len(outputs), self.weights.nbytes)
+        slices = blocks(len(outputs), 3 * self.weights.nbytes)  # scores, and what they are computed from
         found = [self._pull_back(outputs[part], None if weights is None else weights[part]) for part in slices]
         q, k, v = (torch.cat(parts) for parts in zip(*found, strict=True))
         return q, k, v
