@@ -13,11 +13,10 @@ from nngeo_core import (
     LinearLayer,
     PMat,
     PVector,
-    ShapeError,
     UnsupportedOperationError,
 )
 from nngeo_core.plugins import registry
-from nngeo_core.testing import Case, PMatAlgebraContract, PMatContract
+from nngeo_core.testing import OPTIONAL_OPERATIONS, Case, PMatAlgebraContract, PMatContract
 
 LAYERS = LayerCollection({"fc": LinearLayer(2, 1)})
 
@@ -39,18 +38,8 @@ class PMatScalar(PMat):
     accumulator = TraceSum
     data: Tensor
 
-    def _checked(self, data: object) -> Tensor:
-        if not isinstance(data, Tensor) or data.ndim:
-            raise ShapeError("the data of a PMatScalar is a 0-dimensional tensor")
-        return data
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.data.device
+    def _data_shape(self) -> tuple[()]:
+        return ()
 
     def _mv(self, v: Tensor) -> Tensor:
         return self.data * v
@@ -85,7 +74,7 @@ class PMatScalar(PMat):
 
 class TestPMatScalar(PMatContract):
     representation = PMatScalar
-    unsupported = frozenset({"inverse"})
+    unsupported = OPTIONAL_OPERATIONS | {"inverse"}
 
     def dense_value(self, case: Case, layers: LayerCollection, variant: str) -> Tensor:
         exact = super().dense_value(case, layers, variant)
@@ -93,7 +82,7 @@ class TestPMatScalar(PMatContract):
 
 
 class TestPMatScalarFromData(PMatAlgebraContract):
-    unsupported = frozenset({"inverse"})
+    unsupported = OPTIONAL_OPERATIONS | {"inverse"}
 
     def build(self, layers: LayerCollection, seed: int) -> PMat:
         return PMatScalar(data=torch.tensor(seed + 0.5, dtype=torch.float64), layer_collection=layers)
@@ -104,8 +93,9 @@ def _scalar(value: float = 2.0, **options: object) -> PMatScalar:
 
 
 def test_repr() -> None:
-    assert repr(_scalar()) == "PMatScalar(3 x 3, an unknown number of examples, torch.float32, cpu)"
-    assert repr(_scalar(n_examples=7)) == "PMatScalar(3 x 3, 7 examples, torch.float32, cpu)"
+    assert repr(_scalar()) == "PMatScalar(3 x 3, an unknown number of examples, 4 bytes, torch.float32, cpu)"
+    known = _scalar(n_examples=7, likelihood="poisson")
+    assert repr(known) == "PMatScalar(3 x 3, 7 examples, poisson, 4 bytes, torch.float32, cpu)"
 
 
 def test_generator_and_data_without_a_collection_take_the_generator_s() -> None:
@@ -161,3 +151,30 @@ def test_vectors_of_the_same_layers_made_apart_are_accepted() -> None:
 def test_an_unsupported_operation_says_what_to_call_instead() -> None:
     with pytest.raises(UnsupportedOperationError, match="^the inverse is not a PMatScalar; use solve$"):
         _scalar().inverse()
+
+
+def test_an_average_with_new_examples() -> None:
+    """`update` mixes in place, counts the examples, and checks what it is given."""
+    model = nn.Linear(2, 1)
+    generator = registry.generator("hooks")(model, registry.likelihood("regression")())
+    x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    matrix = PMatScalar(generator, examples=x)
+    expected = 0.75 * matrix.trace() + 0.25 * PMatScalar(generator, examples=y).trace()
+    matrix.update(y, decay=0.75)
+    assert torch.allclose(matrix.trace(), expected) and matrix.n_examples == 3
+    for decay in (-0.1, 1.5, True, "1"):
+        with pytest.raises(ValueError, match="decay is the weight of the old matrix, between 0 and 1; got"):
+            matrix.update(y, decay)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no generator"):
+        _scalar().update(y, 0.5)
+
+
+def test_conversions_name_what_is_possible() -> None:
+    matrix = _scalar()
+    assert matrix.convert("dense").trace() == matrix.trace()
+    assert matrix.convert("blockdiag").convert("diag").get_diag().tolist() == [2.0, 2.0, 2.0]
+    assert matrix.convert(PMatScalar) is matrix
+    with pytest.raises(UnsupportedOperationError, match="a PMatScalar cannot be made a PMatKFAC"):
+        matrix.convert("kfac")
+    with pytest.raises(TypeError, match="convert takes a registered name or a PMat class, got 3"):
+        matrix.convert(3)  # type: ignore[arg-type]

@@ -111,9 +111,7 @@ class Sequences(nn.Module):
     ],
     ids=["attention", "gru", "wide"],
 )
-def test_gradients_inside_of_layers_count(
-    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_inside_of_layers_count(build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that no layer keeps, and those that replayed modules find, take as much as those kept."""
     monkeypatch.setattr(chunking, "LARGEST_TENSOR", {})
     model = Sequences(build()).eval()

@@ -85,7 +85,9 @@ def test_kfac_of_an_lstm_equals_its_formula() -> None:
     expected = torch.block_diag(*blocks)
     assert relative_error(matrix.get_dense_tensor(), expected) <= 1e-10
     v = random_pvector(matrix.layer_collection, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    solved = torch.linalg.solve(expected + 0.1 * torch.eye(len(expected), dtype=torch.float64), v.get_flat_representation())
+    solved = torch.linalg.solve(
+        expected + 0.1 * torch.eye(len(expected), dtype=torch.float64), v.get_flat_representation()
+    )
     assert relative_error(matrix.solve(v, 0.1).get_flat_representation(), solved) <= 1e-10
 
 

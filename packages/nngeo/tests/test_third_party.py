@@ -30,7 +30,15 @@ from nngeo import (
     hookimpl,
 )
 from nngeo_core.plugins import registry
-from nngeo_core.testing import MODELS, Case, PMatContract, fisher, kronecker_block, relative_error
+from nngeo_core.testing import (
+    MODELS,
+    OPTIONAL_OPERATIONS,
+    Case,
+    PMatContract,
+    fisher,
+    kronecker_block,
+    relative_error,
+)
 
 X = torch.randn(6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -269,6 +277,7 @@ def test_kfac_names_the_layer_without_kronecker_structure(
 @pytest.mark.usefixtures("registered")
 class TestPMatTrace(PMatContract):
     representation = PMatTrace
+    unsupported = OPTIONAL_OPERATIONS
 
     def dense_value(self, case: Case, layers: LayerCollection, variant: str) -> Tensor:
         exact = super().dense_value(case, layers, variant)

@@ -32,7 +32,7 @@ What a contraction forms on the way lies in blocks of `BLOCK_BYTES`, whatever th
 """
 
 IN_FLIGHT = 2
-"""Gradients of a backward pass that no layer keeps: what an operation gets and gives, as large as the graph's largest tensor."""
+"""Gradients of a backward pass that no layer keeps: what an operation gets and gives, as large as the largest tensor."""
 
 LARGEST_TENSOR = {"cpu": 12 * 2**20}
 """Bytes of the largest tensor of a backward pass, by device type: beyond, a CPU spends its time in page faults."""

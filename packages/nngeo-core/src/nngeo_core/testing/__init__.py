@@ -15,12 +15,14 @@ from nngeo_core.testing.oracles import (
 )
 from nngeo_core.testing.pmat_algebra import PMatAlgebraContract
 from nngeo_core.testing.pmat_contract import PMatContract
+from nngeo_core.testing.pmat_spectrum import OPTIONAL_OPERATIONS
 from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 
 __all__ = [
     "Case",
     "JacobianContract",
     "MODELS",
+    "OPTIONAL_OPERATIONS",
     "PMatAlgebraContract",
     "PMatContract",
     "RuleCase",

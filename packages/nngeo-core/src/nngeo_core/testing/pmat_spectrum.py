@@ -10,12 +10,27 @@ from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.testing.oracles import relative_error
 
-__all__ = ["PMatSpectrumContract", "TOLERANCE"]
+__all__ = ["OPTIONAL_OPERATIONS", "PMatSpectrumContract", "TOLERANCE"]
 
 T = TypeVar("T")
 
 TOLERANCE = 1e-10
 """Relative error of everything in float64."""
+
+OPTIONAL_OPERATIONS = frozenset(
+    {
+        "add_identity",
+        "eigendecomposition",
+        "largest_singular_value",
+        "logdet",
+        "norm_per_layer",
+        "pinv",
+        "sample",
+        "smallest_singular_value",
+        "sqrt",
+    }
+)
+"""What a representation need not implement: the base raises in its place."""
 
 DRAWS = 1000
 
