@@ -294,7 +294,7 @@ def test_without_the_plugin_the_layer_goes_the_generic_way_and_the_name_is_unkno
     names = [name for name, _ in matrix.layer_collection.named_parameters(model)]
     assert relative_error(matrix.get_dense_tensor(), fisher(model, X, names, "regression")) < 1e-10
     assert "generic" in str(matrix.layer_collection)
-    with pytest.raises(PluginError, match="unknown pmat representation 'trace'; known: 'dense', 'diag'"):
+    with pytest.raises(PluginError, match="unknown pmat representation 'trace'; known: 'blockdiag', 'dense'"):
         FIM(nn.Linear(4, 3), X[:, 0], "trace")
 
 
