@@ -13,6 +13,7 @@ def test_every_error_is_an_nngeo_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "builtin"),
     [
+        ("ConvergenceError", ArithmeticError),
         ("LayerCollectionMismatchError", ValueError),
         ("NonFiniteError", ArithmeticError),
         ("NotPositiveDefiniteError", ArithmeticError),

@@ -2,6 +2,7 @@
 
 from nngeo_core.aliases import AbstractLayer, PMatAbstract
 from nngeo_core.errors import (
+    ConvergenceError,
     LayerCollectionMismatchError,
     NNGeoError,
     NonFiniteError,
@@ -58,6 +59,7 @@ __all__ = [
     "ClassifLogits",
     "Conv2dLayer",
     "ConvTranspose2dLayer",
+    "ConvergenceError",
     "DenseJacobian",
     "Empirical",
     "EmpiricalFIM",

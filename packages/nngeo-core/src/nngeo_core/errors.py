@@ -5,6 +5,7 @@ want to handle. Each message says what was given, what was expected, and what to
 """
 
 __all__ = [
+    "ConvergenceError",
     "LayerCollectionMismatchError",
     "NNGeoError",
     "NonFiniteError",
@@ -42,6 +43,10 @@ class NonFiniteError(NNGeoError, ArithmeticError):
 
 class NotPositiveDefiniteError(NNGeoError, ArithmeticError):
     """A damped matrix is singular or indefinite to working precision."""
+
+
+class ConvergenceError(NNGeoError, ArithmeticError):
+    """An iteration ended before it was as accurate as asked."""
 
 
 class PluginError(NNGeoError):

@@ -19,6 +19,8 @@ class MatrixArithmetic(StoredMatrix):
 
     is_identity: ClassVar[bool] = False
     """Whether the representation is that of c I, which can be added to any other one that can hold M + c I."""
+    is_lazy: ClassVar[bool] = False
+    """Whether a sum with a matrix of any representation keeps both as they are."""
 
     def inverse(self: Self, regul: float | Tensor = DEFAULT_REGUL) -> Any:
         """(M + regul I)^-1 in the same representation, or the one that the representation's documentation names.
@@ -65,12 +67,19 @@ class MatrixArithmetic(StoredMatrix):
                 return self._add_identity(sign * other.scale())
             if self.is_identity:
                 return (sign * other) + self
+            if other.is_lazy:
+                self.layer_collection.check_same(other.layer_collection)
+                return other._add_any(self, sign)
         self._check_partner(other, result)
         return self._add(sign * other if sign != 1 else other)
 
     @abstractmethod
     def _add(self: Self, other: Self) -> Any:
         """M + M'."""
+
+    def _add_any(self, first: "MatrixArithmetic", sign: float) -> Any:
+        """M' + sign M for an M' of another representation, where this one is lazy."""
+        raise NotImplementedError(f"{type(self).__name__} is lazy and must say what its sums are")
 
     def _add_identity(self, scaling: Tensor) -> Any:
         """M + c I for a 0-dimensional c."""
