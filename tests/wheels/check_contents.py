@@ -57,7 +57,9 @@ def metadata(name: str) -> Message:
 
 def quoted(name: str, pattern: str) -> list[str]:
     """The strings in the first match of a pattern in the project's own file."""
-    match = re.search(pattern, (PROJECTS[name] / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    match = re.search(
+        pattern, (PROJECTS[name] / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     return re.findall(r'"([^"]+)"', match[1]) if match else []
 
 

@@ -7,7 +7,7 @@ import pluggy
 import pytest
 
 from nngeo_core.errors import PluginError
-from nngeo_core.plugins import hookimpl, hookspecs
+from nngeo_core.plugins import API_VERSION, hookimpl, hookspecs
 from nngeo_core.plugins.contributions import ask, register_hooks
 
 
@@ -41,7 +41,7 @@ class Hashable(SimpleNamespace):
 def asked(manager: pluggy.PluginManager, **hooks: Any) -> list[tuple[Any, ...]]:
     plugin = Hashable(**{name: hookimpl(hook) for name, hook in hooks.items()})
     register_hooks(manager, plugin, f"plugin {len(manager.get_plugins())}")
-    return [tuple(contribution) for contribution in ask(manager, plugin)]
+    return [tuple(contribution)[:3] for contribution in ask(manager, plugin)]
 
 
 def test_a_rule_is_handed_over_for_each_of_its_types(manager: pluggy.PluginManager) -> None:
@@ -91,6 +91,33 @@ def test_one_plugin_is_asked_without_the_others(manager: pluggy.PluginManager) -
 def test_a_wrong_result_is_refused(manager: pluggy.PluginManager, hook: str, value: Any, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         asked(manager, **{hook: lambda: value})
+
+
+def test_what_a_contribution_overrides_is_read_off_it(manager: pluggy.PluginManager) -> None:
+    rule = SimpleNamespace(module_types=(Scale,), jacobian=None, overrides=("nngeo-generators",))
+    plugin = Hashable(nngeo_layer_rules=hookimpl(lambda: [RULE, rule]))
+    register_hooks(manager, plugin, "mine")
+    assert [found.overrides for found in ask(manager, plugin)] == [(), (), ("nngeo-generators",)]
+
+
+@pytest.mark.parametrize("names", ["nngeo-generators", ["nngeo-generators"], (Scale,)], ids=str)
+def test_overrides_is_a_tuple_of_names(manager: pluggy.PluginManager, names: Any) -> None:
+    rule = SimpleNamespace(module_types=(Scale,), jacobian=None, overrides=names)
+    with pytest.raises(PluginError, match="expected a tuple of names of plugins or distributions"):
+        asked(manager, nngeo_layer_rules=lambda: [rule])
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None], ids=repr)
+def test_a_plugin_for_another_version_of_the_hooks_is_refused(manager: pluggy.PluginManager, version: Any) -> None:
+    plugin = Hashable(nngeo_api_version=version, nngeo_hook_of_that_version=hookimpl(lambda: []))
+    with pytest.raises(PluginError, match=rf"for version {version!r} of nngeo's hooks, and .*nngeo-core has version 1"):
+        register_hooks(manager, plugin, "mine")
+    assert manager.get_plugins() == set()
+
+
+def test_a_plugin_for_this_version_of_the_hooks_is_taken(manager: pluggy.PluginManager) -> None:
+    register_hooks(manager, Hashable(nngeo_api_version=API_VERSION), "mine")
+    assert len(manager.get_plugins()) == 1
 
 
 def test_a_misspelt_hook_is_refused_with_the_closest_one(manager: pluggy.PluginManager) -> None:

@@ -54,6 +54,11 @@ def test_a_plugin_is_disabled_by_its_name_or_its_distributions(monkeypatch: pyte
     assert not is_disabled(Plugin("nngeo", "striped", "1.0"))
 
 
+def test_a_plugin_of_this_process_has_no_distribution_to_go_by() -> None:
+    assert not Plugin("", "mine", "").is_among(["", " "])
+    assert Plugin("", "mine", "").is_among(["MINE"])
+
+
 @pytest.mark.parametrize("value", ["", ",", " , "])
 def test_an_empty_list_disables_nothing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NNGEO_DISABLED_PLUGINS", value)

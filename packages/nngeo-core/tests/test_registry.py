@@ -220,6 +220,15 @@ def test_registering_a_conflicting_plugin_keeps_nothing_of_it(registry: Registry
     assert registry.representation("striped") is rival
 
 
+def test_a_plugin_registered_to_override_another_is_taken_until_it_leaves(registry: Registry) -> None:
+    registry.register(Offering(representations=[Striped]), name="old")
+    rival = type("Rival", (), {"kind": "pmat", "name": "striped", "overrides": ("old",)})
+    registry.register(Offering(representations=[rival]), name="new")
+    assert registry.representation("striped") is rival
+    registry.unregister("new")
+    assert registry.representation("striped") is Striped
+
+
 def test_a_second_plugin_of_one_name_is_refused(registry: Registry) -> None:
     registry.register(Offering())
     with pytest.raises(

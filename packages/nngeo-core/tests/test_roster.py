@@ -31,6 +31,10 @@ BROKEN = {
     "misspelt": ("@hookimpl\ndef nngeo_generater(): return []", "PluginError: 'nngeo_generater' is not a hook"),
     "unmarked": ("def nngeo_generators(): return []", "PluginError: 'nngeo_generators' is not marked"),
     "raises": ("@hookimpl\ndef nngeo_generators(): return 1 / 0", "ZeroDivisionError: division by zero"),
+    "version": (
+        "nngeo_api_version = 2\n@hookimpl\ndef nngeo_kernels(): return []",
+        "PluginError: it was written for version 2 of nngeo's hooks, and the installed nngeo-core has version 1",
+    ),
     "returns": ("@hookimpl\ndef nngeo_generators(): return 7", "PluginError: nngeo_generators returned 7"),
 }
 
@@ -121,18 +125,37 @@ def test_two_distributions_with_one_name_conflict_whatever_the_order(
     assert Registry().representation("striped").__module__ == "beta"
 
 
-def test_conflicting_rules_refuse_their_type_alone(install: Install) -> None:
-    rule = """
-    class Rule:
-        module_types = ({types},)
-        jacobian = None
+RULE = """
+class Rule:
+    module_types = ({types},)
+    jacobian = None
+    overrides = {overrides}
 
-    @hookimpl
-    def nngeo_layer_rules():
-        return [Rule()]
-    """
-    install("alpha", rule.format(types="int, float"))
-    install("beta", rule.format(types="int, str"))
+@hookimpl
+def nngeo_layer_rules():
+    return [Rule()]
+"""
+
+
+@pytest.mark.parametrize("overriding", ["alpha", "beta"])
+def test_a_rule_that_overrides_another_decides_whatever_the_order(install: Install, overriding: str) -> None:
+    for distribution, other in [("beta", "alpha"), ("alpha", "beta")]:
+        install(
+            distribution,
+            RULE.format(types="int", overrides=(other,) if distribution == overriding else ()),
+            folder=distribution,
+        )
+    registry = Registry()
+    assert type(registry.rule(int)).__module__ == overriding
+    assert sorted(status.state for status in registry.status()) == [
+        "loaded",
+        f"loaded; layer rule builtins.int overridden by plugin '{overriding}' of distribution {overriding} 1.0",
+    ]
+
+
+def test_conflicting_rules_refuse_their_type_alone(install: Install) -> None:
+    install("alpha", RULE.format(types="int, float", overrides=()))
+    install("beta", RULE.format(types="int, str", overrides=()))
     registry = Registry()
     with pytest.raises(PluginError, match=r"layer rule builtins.int is provided by .*alpha 1\.0 and .*beta 1\.0"):
         registry.rule(int)

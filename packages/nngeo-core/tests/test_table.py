@@ -58,6 +58,48 @@ def test_the_same_object_twice_is_no_conflict(table: Table[object, object]) -> N
     assert table.find("grey") is shade
 
 
+THREE = Plugin("three", "entry-of-three", "3.0")
+
+
+@pytest.mark.parametrize("name", ["one", "ONE", "entry"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["last", "first"])
+def test_a_claim_that_overrides_another_by_its_name_stands(name: str, order: tuple[int, int]) -> None:
+    table = Table[str, str]("colour")
+    claims = [("#f00", ONE, ()), ("#e00", THREE, (name,))]
+    for k in order:
+        table.add("red", *claims[k])
+    assert (table.find("red"), table.conflict("red")) == ("#e00", "")
+    assert table.overridden(ONE) == ["colour 'red' overridden by plugin 'entry-of-three' of distribution three 3.0"]
+    assert table.overridden(THREE) == []
+    table.remove(THREE)
+    assert table.find("red") == "#f00"
+
+
+def test_claims_that_override_each_other_are_in_conflict() -> None:
+    table = Table[str, str]("colour")
+    table.add("red", "#f00", ONE, ("two",))
+    table.add("red", "#e00", TWO, ("one",))
+    table.add("red", "#d00", THREE, ())
+    with pytest.raises(PluginError, match="distribution one 1.0 and .* two 2.0 and .* three 3.0, with different"):
+        table.find("red")
+    table.add("blue", "#00f", ONE, ("two",))
+    table.add("blue", "#00e", TWO, ("three",))
+    table.add("blue", "#00d", THREE, ("one",))
+    with pytest.raises(PluginError, match="one 1.0 and .* two 2.0 and .* three 3.0, with different"):
+        table.find("blue")
+
+
+def test_two_claims_that_override_a_third_are_in_conflict_with_each_other() -> None:
+    table = Table[str, str]("colour")
+    table.add("red", "#f00", ONE)
+    table.add("red", "#e00", TWO, ("one",))
+    table.add("red", "#d00", THREE, ("one",))
+    with pytest.raises(PluginError) as error:
+        table.find("red")
+    assert "distribution one" not in str(error.value)
+    assert str(error.value).endswith("or let its object say `overrides = (...)` with the other's name")
+
+
 def test_an_equal_but_different_object_is_a_conflict(table: Table[object, object]) -> None:
     table.add("list", [1], ONE)
     table.add("list", [1], TWO)

@@ -8,6 +8,7 @@ from torch import nn
 from nngeo_core.jacobians.structure import Structure
 from nngeo_core.layers.overview import Origin
 from nngeo_core.layers.sources import Source
+from nngeo_core.plugins import registry
 
 __all__ = ["Group", "Unsupported", "explain_unsupported", "find_unsupported", "group_parameters"]
 
@@ -83,10 +84,10 @@ def find_unsupported(
 
 
 def explain_unsupported(unsupported: Iterable[Unsupported]) -> str:
-    """The message of an error about parameters without a derivative, with the ways out."""
+    """The message of an error about parameters without a derivative, with the ways out and the plugins that failed."""
     modules = "; ".join(f"'{path}' ({kind}) with {', '.join(names)}" for path, kind, names in unsupported)
     return (
         f"no layer rule for {modules}. The built-in rules come with nngeo-generators; a plugin adds others through its "
         "nngeo_layer_rules hook; LayerCollection.from_model(model, ignore_unsupported_layers=True) leaves these "
-        "parameters out"
+        f"parameters out. {registry.problems()}".rstrip()
     )

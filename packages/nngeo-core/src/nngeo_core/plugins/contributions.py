@@ -15,11 +15,12 @@ HOOKS = [name for name in hookspecs.__all__ if name.startswith("nngeo_")]
 
 
 class Contribution(NamedTuple):
-    """One object that a plugin hands over: the table it belongs to, its key there, and itself."""
+    """One object that a plugin hands over: its table, its key there, itself, and which plugins it takes precedence over."""
 
     noun: str
     key: str | type[Any]
     value: Any
+    overrides: tuple[str, ...] = ()
 
 
 def register_hooks(manager: pluggy.PluginManager, module: object, name: str) -> None:
@@ -31,10 +32,12 @@ def register_hooks(manager: pluggy.PluginManager, module: object, name: str) -> 
         name: The name that pluggy's own messages show.
 
     Raises:
-        PluginError: If a name that starts with ``nngeo_`` is no hook or is not marked, or a marked one is no hook.
+        PluginError: If the plugin was written for another version of the hooks, a name that starts with ``nngeo_`` is no
+            hook or is not marked, or a marked one is no hook.
         PluginValidationError: If a hook takes arguments that its specification does not have (raised by pluggy).
     """
     hash(module)  # pluggy keeps plugins in sets
+    _check_version(getattr(module, "nngeo_api_version", hookspecs.API_VERSION))
     for attribute in dir(module):
         _check_attribute(manager, module, attribute)
     try:
@@ -43,6 +46,14 @@ def register_hooks(manager: pluggy.PluginManager, module: object, name: str) -> 
         if manager.is_registered(module):  # older releases of pluggy keep what they refuse
             manager.unregister(module)
         raise
+
+
+def _check_version(stated: object) -> None:
+    if stated != hookspecs.API_VERSION:
+        raise PluginError(
+            f"it was written for version {stated!r} of nngeo's hooks, and the installed nngeo-core has version "
+            f"{hookspecs.API_VERSION}: install releases of both that fit each other"
+        )
 
 
 def _check_attribute(manager: pluggy.PluginManager, module: object, attribute: str) -> None:
@@ -68,7 +79,7 @@ def ask(manager: pluggy.PluginManager, module: object) -> list[Contribution]:
         read = _READERS.get(caller.name)
         if read is not None:
             for value in _sequence(caller.name, call_one(manager, caller.name, module)):
-                contributions.extend(read(value))
+                contributions.extend(found._replace(overrides=_overrides(value)) for found in read(value))
     return contributions
 
 
@@ -112,6 +123,13 @@ def _read_generator(value: Any) -> Iterator[Contribution]:
 
 def _read_likelihood(value: Any) -> Iterator[Contribution]:
     yield Contribution("likelihood", _text(value, "name"), value)
+
+
+def _overrides(value: Any) -> tuple[str, ...]:
+    names = getattr(value, "overrides", ())
+    if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise PluginError(f"{value!r} has overrides = {names!r}; expected a tuple of names of plugins or distributions")
+    return names
 
 
 def _text(value: Any, attribute: str) -> str:

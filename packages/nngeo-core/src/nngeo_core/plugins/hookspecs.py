@@ -5,9 +5,12 @@
 A plugin is a module, or any hashable object, whose functions carry the marker `hookimpl`. A distribution announces it
 by an entry point of the group ``nngeo``; in a notebook, `registry.register(plugin)` does so for the running process.
 Functions whose names start with ``nngeo_`` must be hooks, so that a misspelt one is refused instead of being ignored.
+A plugin that states ``nngeo_api_version`` is refused by a release of nngeo-core whose `API_VERSION` is another.
 
 The first four hooks hand over a list of objects, empty if there is nothing to offer. They are called once, when plugins
-are loaded, and must be cheap: nothing numeric goes through them.
+are loaded, and must be cheap: nothing numeric goes through them. Two plugins that hand over different objects of one name,
+or different rules for one module type, are in conflict, and neither is used for it, unless the object of one has an
+attribute ``overrides``: a tuple of the plugins or distributions that it takes precedence over.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from nngeo_core.layers.rule import LayerRule
 
 __all__ = [
+    "API_VERSION",
     "hookimpl",
     "nngeo_generators",
     "nngeo_layer_rules",
@@ -30,6 +34,9 @@ __all__ = [
     "nngeo_representations",
     "nngeo_resolve_rule",
 ]
+
+API_VERSION = 1
+"""What a plugin may state as its ``nngeo_api_version``; it grows when hooks, or what they hand over, change their meaning."""
 
 hookspec = pluggy.HookspecMarker("nngeo")
 

@@ -6,6 +6,7 @@ the importing, and what becomes of failures, to its caller.
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -47,6 +48,16 @@ class Plugin:
         )
         return f"plugin {self.name!r} {origin}"
 
+    def is_among(self, names: Iterable[str]) -> bool:
+        """Whether one of these names is the plugin's or its distribution's, however it is spelt.
+
+        Example:
+            >>> Plugin("nngeo-stripes", "stripes", "1.0").is_among(["NNGeo_Stripes"])
+            True
+        """
+        meant = {_normalized(name) for name in names} - {""}
+        return not meant.isdisjoint({_normalized(self.name), _normalized(self.distribution)})
+
 
 def installed() -> list[tuple[Plugin, EntryPoint]]:
     """Every entry point of the group ``nngeo``, sorted by distribution and name; none is imported."""
@@ -67,8 +78,7 @@ def _field(entry: EntryPoint, key: str) -> str:
 
 def is_disabled(plugin: Plugin) -> bool:
     """Whether ``NNGEO_DISABLED_PLUGINS``, a comma-separated list, has the plugin's name or its distribution's."""
-    blocked = {_normalized(name) for name in os.environ.get(DISABLED, "").split(",")}
-    return not blocked.isdisjoint({_normalized(plugin.name), _normalized(plugin.distribution)})
+    return plugin.is_among(os.environ.get(DISABLED, "").split(","))
 
 
 def _normalized(name: str) -> str:

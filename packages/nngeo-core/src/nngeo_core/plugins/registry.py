@@ -60,7 +60,7 @@ class Registry:
         """The rule registered for exactly this type, not for a base of it; None if there is none.
 
         Raises:
-            PluginError: If two plugins register different rules for the type.
+            PluginError: If two plugins register different rules for the type and neither overrides the other.
         """
         rule: LayerRule | None = self._ready().table("layer rule").find(module_type)
         return rule

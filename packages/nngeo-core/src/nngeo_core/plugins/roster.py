@@ -60,8 +60,8 @@ class Roster:
             except BaseException:
                 self.manager.unregister(module)
                 raise
-            for noun, key, value in contributions:
-                self._tables.setdefault(noun, Table(noun)).add(key, value, plugin)
+            for noun, key, value, overrides in contributions:
+                self._tables.setdefault(noun, Table(noun)).add(key, value, plugin, overrides)
         self.modules[plugin] = module
 
     def drop(self, module: object) -> None:
@@ -115,4 +115,6 @@ class Roster:
             error = self.failures[plugin]
             return f"failed with {type(error).__name__}: {error}"
         conflicts = self.conflicts(plugin)
-        return f"in conflict: {'; '.join(conflicts)}" if conflicts else "loaded"
+        if conflicts:
+            return f"in conflict: {'; '.join(conflicts)}"
+        return "; ".join(["loaded", *(note for table in self._tables.values() for note in table.overridden(plugin))])
