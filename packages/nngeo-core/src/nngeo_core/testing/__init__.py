@@ -1,6 +1,7 @@
 """For tests of nngeo and of what plugs into it: oracles by plain autograd, and the models to try them on."""
 
 from nngeo_core.testing.jacobian_contract import JacobianContract
+from nngeo_core.testing.likelihood_contract import LikelihoodCase, LikelihoodContract
 from nngeo_core.testing.models import MODELS, Case
 from nngeo_core.testing.oracles import (
     block_diagonal,
@@ -21,6 +22,8 @@ from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 __all__ = [
     "Case",
     "JacobianContract",
+    "LikelihoodCase",
+    "LikelihoodContract",
     "MODELS",
     "OPTIONAL_OPERATIONS",
     "PMatAlgebraContract",
