@@ -50,6 +50,7 @@ class PMatKFAC(PMat):
 
     name = "kfac"
     accumulator = KFACAccumulator
+    exact_entries = "kronecker"
     data: dict[str, KroneckerFactors]
 
     def _checked(self, data: Any) -> dict[str, KroneckerFactors]:

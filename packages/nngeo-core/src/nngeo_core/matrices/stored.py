@@ -30,7 +30,10 @@ class StoredMatrix(ABC):
     name: ClassVar[str]
     accumulator: ClassVar[type[Accumulator]]
     exact_entries: ClassVar[str] = ""
-    """Which entries of F it holds exactly: "all", "blocks", "diagonal", or none of them (empty)."""
+    """Which entries of F it holds exactly: "all", "blocks", "diagonal", or none of them (empty).
+
+    Or "kronecker", where its entries within a layer are those of the Kronecker factors of `nngeo_core.conventions`.
+    """
 
     def __init__(
         self,
