@@ -14,7 +14,7 @@ from nngeo_core.testing import output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
 
 from .awkward import Awkward
-from .awkward_graphs import CASES
+from .awkward_networks import CASES
 
 Hooks = Callable[..., HooksGenerator]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nngeo_core import UnsupportedLayerError
+from nngeo_core.testing import output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
 from nngeo_generators.examination import check_examples, run_unwritten
 from nngeo_generators.network import Network
@@ -103,3 +104,32 @@ def test_backward_passes_go_one_by_one_where_they_must(build: Build, hooks: Hook
     )
     assert ways(plain) == ways(custom) == {"a": "linear a"}
     assert (plain._batched, custom._batched) == (True, False)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-8, 1e-10])
+def test_a_layer_with_a_small_gradient_is_measured_by_itself(scale: float, build: Build, hooks: Hooks) -> None:
+    """Its weight is used outside of its call too, which the whole gradient does not show."""
+    model = build(
+        lambda net, x: net.head(x) + scale * (net.a(x) + F.linear(x.tanh(), net.a.weight)),
+        head=nn.Linear(3, 2), a=nn.Linear(3, 2),
+    )  # fmt: skip
+    generator = hooks(model)
+    assert ways(generator)["a"] == "generic"
+    found, expected = generator.jacobian(X).layers["a"].to_dense(), output_jacobian(model, X, ["a.weight", "a.bias"])
+    assert relative_error(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_layer_whose_gradient_is_all_rounding_stays_with_its_rule(
+    dtype: torch.dtype, build: Build, hooks: Hooks
+) -> None:
+    """The bias of the keys shifts all scores of a query alike, which the softmax does not see."""
+
+    def attention(net: Any, x: Tensor) -> Tensor:
+        tokens = x.unsqueeze(2) * torch.ones(3, dtype=x.dtype)
+        scores = net.q(tokens) @ (net.k(tokens) + net.key_bias(torch.ones_like(tokens))).mT
+        return (scores.softmax(-1) @ net.v(tokens)).sum(1)
+
+    parts = {name: nn.Linear(3, 3, bias=False) for name in ("q", "k", "v", "key_bias")}
+    model = build(attention, **parts).to(dtype)
+    assert set(ways(hooks(model), X.to(dtype)).values()) == {f"linear {name}" for name in parts}

@@ -1,6 +1,6 @@
 """Examination: the first batch's comparison of every layer with a plain gradient, and the promotion of those that differ."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from nngeo_generators.capture import Capture
 from nngeo_generators.linearize import pull_back_one
 from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
+from nngeo_generators.order import keeps_precision
 from nngeo_generators.plan import Use
 from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
@@ -98,6 +99,7 @@ def examined_plan(
     check_examples(network, batch, outputs)
     directions, weights = _random_directions(outputs)
     try:
+        precise = keeps_precision(graph)
         plain = _plain_gradient(graph, parameters, torch.einsum("cn...,cn->n...", directions, weights))
         del graph
     except UnsupportedLayerError:
@@ -106,7 +108,8 @@ def examined_plan(
     plan = try_stand_ins(plan, outputs, forward)
     while True:
         capture = forward(plan)
-        differing = _differing(capture, outputs, directions, weights, plain, generator.layer_collection)
+        by_itself = {use.layer_id for use in plan if precise and use.module is not network}  # which has no further way
+        differing = _differing(capture, outputs, directions, weights, plain, generator.layer_collection, by_itself)
         if not differing:
             return tuple(plan), capture.batched
         for layer_id, reason in differing.items():
@@ -155,6 +158,7 @@ def _differing(
     weights: Tensor,
     plain: Mapping[str, Tensor],
     layers: LayerCollection,
+    by_itself: Container[str],
 ) -> dict[str, str]:
     """The layers whose Jacobian cannot be read, or whose sum w J is not the plain gradient, with the reason."""
     if capture.refused:
@@ -166,7 +170,7 @@ def _differing(
         if not (capture.refused or capture.altered):
             raise
         return capture.refused or capture.altered
-    return differing_layers(jacobians, weights, plain, layers)
+    return differing_layers(jacobians, weights, plain, layers, by_itself)
 
 
 def _jacobians(capture: Capture, directions: Tensor) -> dict[str, LayerJacobian]:

@@ -1,7 +1,7 @@
 """Trust: what is checked before a model's numbers are believed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 
 __all__ = ["check_finite", "check_modes", "check_repeatable", "differ", "differing_layers", "model_state"]
+
+NOISE = 1e4
+"""Units of rounding, of the whole gradient, below which two ways to a layer's gradient may differ."""
 
 
 def check_modes(model: nn.Module) -> None:
@@ -98,15 +101,23 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
 
 
 def differing_layers(
-    jacobians: Mapping[str, LayerJacobian], weights: Tensor, plain: Mapping[str, Tensor], layers: LayerCollection
+    jacobians: Mapping[str, LayerJacobian],
+    weights: Tensor,
+    plain: Mapping[str, Tensor],
+    layers: LayerCollection,
+    by_itself: Container[str] = (),
 ) -> dict[str, str]:
     """Compare J^T w of each layer with a plain gradient of the same cotangent.
+
+    An error is measured by the whole gradient, and then, where the rounding of the whole leaves that much to be seen, by what
+    the examples contribute to the layer's own, of which only noise may be left in their sum.
 
     Args:
         jacobians: Shape (c, n, d_l); a layer without one is zero.
         weights: Shape (c, n).
         plain: The gradient from autograd, by parameter.
         layers: The parameters of each layer.
+        by_itself: The layers that are measured by their own gradient too.
 
     Returns:
         The layers that differ, with what may be the reason.
@@ -123,6 +134,7 @@ def differing_layers(
                 "masks one that the layer reads or returns. Mask it before the layer"
             )
     whole = math.hypot(*norms.values())
+    noise = whole * NOISE * max(map(_eps, plain.values()), default=0.0)
     differing: dict[str, str] = {}
     for layer_id, names in layers.parameter_names.items():
         expected = [plain[name].flatten() for name in names]
@@ -131,7 +143,12 @@ def differing_layers(
         if called:
             torch._foreach_sub_(found.split([len(part) for part in expected]), expected)
             error = float(torch.linalg.vector_norm(found))
-        if not error <= whole * max(_tolerance(part) if called else 100 * _eps(part) for part in expected):
+        differs = not error <= whole * max(_tolerance(part) if called else 100 * _eps(part) for part in expected)
+        if called and not differs and layer_id in by_itself and error > noise:
+            limit = math.sqrt(max(map(_eps, expected)))
+            own = norms[layer_id]  # most often enough, and there already
+            differs = error > limit * own and error > limit * math.sqrt(float(jacobians[layer_id].squared_norm()))
+        if differs:
             differing[layer_id] = (
                 f"what its modules' calls show differs from a plain gradient of the model by {error / (whole or 1):.1e} "
                 "of the whole gradient: its parameters are used outside the module's call (as in F.linear(h, module.weight)), "
