@@ -310,3 +310,30 @@ class Once(torch.autograd.Function):
 def test_a_backward_pass_that_takes_one_direction_at_a_time(build: Build, hooks: Hooks) -> None:
     model = build(lambda net, x: net.b(Once.apply(net.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
     assert_exact(hooks(model), draw(4, 3))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_fast_path_of_attention_is_off_inside_and_as_before_after_an_exception(
+    enabled: bool, build: Build, hooks: Hooks
+) -> None:
+    """It would run an encoder layer in evaluation mode without calling its parts, so that no hook fires."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        seen.append(torch.backends.mha.get_fastpath_enabled())
+        if len(seen) > 9:
+            raise KeyboardInterrupt
+        return net.a(x).mean(1)
+
+    seen: list[bool] = []
+    generator = hooks(build(forward, a=nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)).eval(), check="off")
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        assert_exact(generator, draw(4, 5, 4))
+        inside = seen[:1]
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(9):
+                generator.jacobian(draw(4, 5, 4))
+        assert (inside, torch.backends.mha.get_fastpath_enabled()) == ([False], enabled)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

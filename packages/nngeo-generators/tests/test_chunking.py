@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from nngeo_generators.chunking import DEFAULT_MEMORY_BUDGET, LARGEST_TENSOR, Chunks, Footprint, choose_chunks, measure
+from nngeo_generators.chunking import (
+    DEFAULT_MEMORY_BUDGET,
+    LARGEST_TENSOR,
+    Chunks,
+    Footprint,
+    Graph,
+    choose_chunks,
+    measure,
+)
 
 CPU, ACCELERATOR = torch.device("cpu"), torch.device("cuda")
 
@@ -46,3 +54,16 @@ def test_a_cpu_bounds_the_largest_tensor() -> None:
 def test_a_model_without_calls_goes_through_at_once() -> None:
     chunks = choose_chunks(measure([]), 10, CPU, DEFAULT_MEMORY_BUDGET)
     assert chunks.examples > 10**6 and chunks.directions == 10
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(440, Chunks(2, 4, 1)), (439, Chunks(1, 4, 1)), (175, Chunks(1, 3, 1))]
+)
+def test_gradients_on_their_way_count(budget: int, expected: Chunks) -> None:
+    """One example takes 40 + 25 bytes a direction, and 20 more for what the widest operation gets and gives: 220 in all."""
+    one, graph = Footprint(40, 25, 40, 25), Graph(total=1000, largest=10)
+    assert choose_chunks(one, 4, ACCELERATOR, budget, graph) == expected
+
+
+def test_gradients_beside_the_calls_make_no_tensor_larger() -> None:
+    assert measure([(3, 10), (5, 2)], beside=7) == Footprint(8, 19, 5, 10)
