@@ -17,6 +17,7 @@ PLUGINS = {
 PROVIDES = {
     "nngeo-chebyshev": "layer rule ChebyshevLinear",
     "nngeo-heteroscedastic": "likelihood heteroscedastic",
+    "nngeo-tkfac": "pmat representation tkfac",
 }
 
 
