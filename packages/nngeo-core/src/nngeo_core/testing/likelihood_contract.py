@@ -31,7 +31,7 @@ class LikelihoodCase:
         outputs: Outputs of a model in float64, shape (n, ...), two examples or more.
         log_probability: log p(y | outputs), shape (n,), of outputs and targets (n, *target); differentiable by autograd.
         outcomes: Every target that one example can have, each of shape (*target), or the points of a fine grid over them.
-        volume: That of one cell of the grid; 1 where `outcomes` are all that there are.
+        volume: That of each cell of the grid, one number or shape (outcomes,); 1 where `outcomes` are all that there are.
         refused: Outputs of shapes that the likelihood has no meaning for.
     """
 
@@ -39,16 +39,17 @@ class LikelihoodCase:
     outputs: Tensor
     log_probability: Callable[[Tensor, Tensor], Tensor]
     outcomes: Sequence[Tensor]
-    volume: float = 1.0
+    volume: float | Tensor = 1.0
     refused: Sequence[Tensor] = ()
 
     def expectation(self) -> tuple[Tensor, Tensor]:
         """The total probability, shape (n,), and E[s s^T], shape (n, m, m), with s the gradient of log p for m outputs."""
         n, m = len(self.outputs), self.outputs[0].numel()
         total, moment = self.outputs.new_zeros(n), self.outputs.new_zeros(n, m, m)
-        for outcome in self.outcomes:
+        volumes = torch.as_tensor(self.volume).expand(len(self.outcomes))
+        for outcome, volume in zip(self.outcomes, volumes, strict=True):
             log_probability, s = self.gradient(outcome.expand(n, *outcome.shape))
-            weight = log_probability.exp() * self.volume
+            weight = log_probability.exp() * volume
             total += weight
             moment += weight[:, None, None] * s[:, :, None] * s[:, None, :]
         return total, moment
