@@ -45,7 +45,7 @@ def make_plan(model: nn.Module, layers: LayerCollection) -> tuple[Use, ...]:
     """
     wanted = {name for names in layers.parameter_names.values() for name in names}
     uses: list[Use] = []
-    for source in find_sources(model, wanted):
+    for source in find_sources(model, wanted, layers.rules):
         module = model.get_submodule(source.path)
         if source.rule is None:
             raise UnsupportedLayerError(

@@ -12,6 +12,7 @@ from nngeo_core.layers.grouping import Group, Unsupported, explain_unsupported, 
 from nngeo_core.layers.layer import Layer
 from nngeo_core.layers.matching import find_module, match_parameters
 from nngeo_core.layers.overview import Origin, layer_table
+from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_sources, find_sources_of
 
@@ -30,6 +31,7 @@ class LayerCollection(Mapping[str, Layer]):
 
     Attributes:
         parameter_names: Names in `model.named_parameters()` of each layer's parameters, by layer id.
+        rules: The rules that were found for the modules of a model, by module path: a generator takes them from here.
         ignored: What `from_model(..., ignore_unsupported_layers=True)` left out: (module path, type, parameter names).
 
     Example:
@@ -44,12 +46,14 @@ class LayerCollection(Mapping[str, Layer]):
         self._layers: dict[str, Layer] = {}
         self._origins: dict[str, Origin] = {}
         self.parameter_names: dict[str, tuple[str, ...]] = {}
+        self.rules: dict[str, LayerRule] = {}
         self.ignored: tuple[Unsupported, ...] = ()
         names = layers.parameter_names if isinstance(layers, LayerCollection) else {}
         for layer_id, layer in (layers or {}).items():
             self.add_layer(layer_id, layer, names.get(layer_id))
         if isinstance(layers, LayerCollection):
             self._origins.update(layers._origins)
+            self.rules.update(layers.rules)
 
     @classmethod
     def from_model(
@@ -167,6 +171,7 @@ class LayerCollection(Mapping[str, Layer]):
             layer_id = source.path if source.whole and layers_of_module[source.path] == 1 else group.names[0]
             self.add_layer(layer_id, source.record(model.get_submodule(source.path), group.names), group.names)
             self._origins[layer_id] = group.origin(model)
+            self.rules.update({source.path: source.rule for source in group.sources if source.rule is not None})
 
     def get_layerid_module_maps(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[nn.Module, str]]:
         """The module of each layer, and the layer of each module.
@@ -312,6 +317,10 @@ class LayerCollection(Mapping[str, Layer]):
 
     def _entries(self) -> list[tuple[str, Layer, tuple[str, ...]]]:
         return [(layer_id, layer, self.parameter_names[layer_id]) for layer_id, layer in self.items()]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the rules, which are looked up anew where the collection arrives."""
+        return {**vars(self), "rules": {}}
 
     def __eq__(self, other: object) -> bool:
         return self._entries() == other._entries() if isinstance(other, LayerCollection) else NotImplemented

@@ -1,7 +1,8 @@
 """Sources: which modules use which parameters, and the rule that differentiates each of them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -14,6 +15,8 @@ from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import registry
 
 __all__ = ["Source", "find_rule", "find_sources", "find_sources_of"]
+
+NO_RULES: Mapping[str, LayerRule] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def find_rule(module: nn.Module) -> LayerRule | None:
     return rule
 
 
-def find_sources(model: nn.Module, names: Collection[str] | None = None) -> tuple[Source, ...]:
+def find_sources(
+    model: nn.Module, names: Collection[str] | None = None, rules: Mapping[str, LayerRule] = NO_RULES
+) -> tuple[Source, ...]:
     """Every module that uses parameters of its own, in the order of `model.named_modules()`.
 
     A module shared by several parents appears once. A module whose rule claims its subtree stands for its children too.
@@ -77,6 +82,7 @@ def find_sources(model: nn.Module, names: Collection[str] | None = None) -> tupl
     Args:
         model: The model.
         names: Names in `model.named_parameters()`; modules that use none of them are left out, and not checked.
+        rules: Rules that were found before, by module path; where one serves its module still, nothing is looked up.
 
     Raises:
         UnsupportedLayerError: If a rule refuses its module's configuration.
@@ -90,9 +96,9 @@ def find_sources(model: nn.Module, names: Collection[str] | None = None) -> tupl
     sources: list[Source] = []
     claimed: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if module in claimed:
+        if module in claimed or next(module.parameters(), None) is None:
             continue
-        rule = _select_rule(module)
+        rule = _select_rule(module, rules.get(path))
         for source in _sources(path, module, rule, first_names):
             if any(names is None or name in names for name in source.names.values()):
                 _check(source, module)
@@ -138,7 +144,9 @@ def _check(source: Source, module: nn.Module) -> None:
             raise UnsupportedLayerError(f"module '{source.path}' ({type(module).__name__}): {error}") from error
 
 
-def _select_rule(module: nn.Module) -> LayerRule | None:
+def _select_rule(module: nn.Module, held: LayerRule | None = None) -> LayerRule | None:
+    if held is not None and _serves(held, module) and _knows_parameters(held, module):
+        return held
     for find in (_rule_of_type, registry.resolve_rule):
         rule = find(module)
         if rule is not None and _knows_parameters(rule, module):
@@ -147,13 +155,23 @@ def _select_rule(module: nn.Module) -> LayerRule | None:
 
 
 def _rule_of_type(module: nn.Module) -> LayerRule | None:
-    if "forward" in vars(module) or parametrize.is_parametrized(module):
+    if _is_changed(module):
         return None
     for base in type(module).__mro__:
         rule: LayerRule | None = registry.rule(base)
         if rule is not None:
             return rule if getattr(base, "forward", None) is type(module).forward else None
     return None
+
+
+def _serves(rule: LayerRule, module: nn.Module) -> bool:
+    """Whether the tables would name a rule like this one for the module still."""
+    return type(module) in rule.module_types and not _is_changed(module)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether the module computes something else than its type says."""
+    return "forward" in vars(module) or parametrize.is_parametrized(module)
 
 
 def _knows_parameters(rule: LayerRule, module: nn.Module) -> bool:
