@@ -158,6 +158,27 @@ def test_an_unknown_name_names_all_that_failed(broken: Environment) -> None:
         assert f"plugin '{name}' of distribution {name} 1.0 ({state}" in found
 
 
+def test_a_layer_whose_rule_may_have_failed_to_load_is_refused_with_the_failures(broken: Environment) -> None:
+    code = """
+from nngeo import UnsupportedOperationError
+class Cubes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+    def forward(self, x):
+        return x ** 3 * self.weight
+try:
+    FIM(Cubes(), x, "kfac")
+except UnsupportedOperationError as error:
+    print(*str(error).split(chr(10)))
+"""
+    (found,) = lines(broken, code)
+    assert found.startswith("layer ''")
+    assert (
+        "One of these may be at fault: plugin 'broken-import' of distribution broken-import 1.0 (failed with" in found
+    )
+
+
 def test_one_name_of_two_distributions_stands_for_neither_until_one_is_blocked(broken: Environment) -> None:
     (found,) = lines(broken, "print(message(lambda: FIM(model, x, 'striped')))")
     assert "provided by plugin 'twin' of distribution twin-one 1.0 and plugin 'twin' of distribution twin-two" in found

@@ -1,16 +1,19 @@
 """Accumulator: sums by name, counts by first slice, and what merges, saves and loads."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import nngeo_core.sweep.accumulator
 from nngeo_core.errors import LayerCollectionMismatchError, ShapeError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import LinearLayer
+from nngeo_core.plugins import PluginWarning, Registry
 from nngeo_core.sweep.accumulator import Accumulator
 
 LAYERS = LayerCollection({"fc": LinearLayer(2, 1)})
@@ -82,6 +85,26 @@ def test_halves_merge_to_the_whole() -> None:
     assert first.n_examples == 6
     assert torch.allclose(first.finalize(), EXPECTED, rtol=1e-14, atol=0)
     assert second.n_examples == 4 and second.sums["squares"].equal(kept)
+
+
+class Refusing(Diagonal):
+    def accumulate(self, batch: JacobianBatch) -> None:
+        raise UnsupportedOperationError("layer 'fc' has no factors; use the diagonal.")
+
+
+def test_a_refusal_names_the_plugins_that_failed(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nngeo_core.sweep.accumulator, "registry", Registry())
+    with pytest.raises(UnsupportedOperationError, match=r"no factors; use the diagonal\.$"):
+        Refusing(LAYERS).update(batch(J))
+    install("alpha", "raise OSError('no disk')")
+    monkeypatch.setattr(nngeo_core.sweep.accumulator, "registry", Registry())
+    with (
+        pytest.warns(PluginWarning, match="plugin 'alpha'"),
+        pytest.raises(
+            UnsupportedOperationError, match=r"the diagonal\. One of these may be at fault: plugin 'alpha' of"
+        ),
+    ):
+        Refusing(LAYERS).update(batch(J))
 
 
 def test_merging_into_an_empty_one_copies() -> None:

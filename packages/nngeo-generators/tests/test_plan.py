@@ -95,5 +95,5 @@ def test_a_module_without_a_rule_is_refused_by_name(build: Build, monkeypatch: p
         make_plan(model, layers)
     assert str(error.value) == (
         "'scale' (Scale) uses ['scale.weight'] and has no layer rule; leave these parameters out of the layer "
-        "collection, or install a plugin with a rule"
+        "collection, or install a plugin with a rule."
     )

@@ -10,6 +10,7 @@ from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.sources import Source, find_sources
+from nngeo_core.plugins import registry
 
 __all__ = ["Use", "make_plan"]
 
@@ -50,7 +51,8 @@ def make_plan(model: nn.Module, layers: LayerCollection) -> tuple[Use, ...]:
         if source.rule is None:
             raise UnsupportedLayerError(
                 f"'{source.path}' ({type(module).__name__}) uses {sorted(wanted.intersection(source.names.values()))} and "
-                "has no layer rule; leave these parameters out of the layer collection, or install a plugin with a rule"
+                "has no layer rule; leave these parameters out of the layer collection, or install a plugin with a rule. "
+                f"{registry.problems()}".rstrip()
             )
         for layer_id in layers:
             use = _use(layers, layer_id, source, source.rule, module)

@@ -10,6 +10,7 @@ from torch import Tensor
 from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.plugins import registry
 
 __all__ = ["Accumulator"]
 
@@ -44,7 +45,8 @@ class Accumulator(ABC):
         """Add the Jacobians of some examples and directions.
 
         Raises:
-            UnsupportedOperationError: The directions enter with a minus sign, and the sums are not linear in J^T J.
+            UnsupportedOperationError: The directions enter with a minus sign, and the sums are not linear in J^T J; or a
+                layer has not the structure that the representation needs, with the plugins that failed to provide any.
         """
         if batch.sign < 0 and not self.signed:
             raise UnsupportedOperationError(
@@ -54,7 +56,13 @@ class Accumulator(ABC):
             )
         if batch.first_slice:
             self.n_examples += batch.n_examples
-        self.accumulate(batch)
+        try:
+            self.accumulate(batch)
+        except UnsupportedOperationError as error:
+            suspects = registry.problems()
+            if not suspects:
+                raise
+            raise UnsupportedOperationError(f"{str(error).rstrip('.')}. {suspects}") from error
 
     @abstractmethod
     def accumulate(self, batch: JacobianBatch) -> None:
