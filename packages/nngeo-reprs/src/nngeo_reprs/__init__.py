@@ -5,7 +5,8 @@ from nngeo_reprs.dense import PMatDense
 from nngeo_reprs.diag import PMatDiag
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.kfac import PMatKFAC
+from nngeo_reprs.mixed import PMatMixed
 from nngeo_reprs.sum import PMatSum
 
-__all__ = ["PMatBlockDiag", "PMatDense", "PMatDiag", "PMatEye", "PMatKFAC", "PMatSum"]
+__all__ = ["PMatBlockDiag", "PMatDense", "PMatDiag", "PMatEye", "PMatKFAC", "PMatMixed", "PMatSum"]
 __version__ = "0.1.0"

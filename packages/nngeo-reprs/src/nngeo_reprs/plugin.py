@@ -7,6 +7,7 @@ from nngeo_reprs.dense import PMatDense
 from nngeo_reprs.diag import PMatDiag
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.kfac import PMatKFAC
+from nngeo_reprs.mixed import PMatMixed
 
 __all__ = ["nngeo_representations"]
 
@@ -14,4 +15,4 @@ __all__ = ["nngeo_representations"]
 @hookimpl
 def nngeo_representations() -> list[type[PMat]]:
     """Representations by name, one file each."""
-    return [PMatBlockDiag, PMatDense, PMatDiag, PMatEye, PMatKFAC]
+    return [PMatBlockDiag, PMatDense, PMatDiag, PMatEye, PMatKFAC, PMatMixed]

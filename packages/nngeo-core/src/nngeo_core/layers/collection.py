@@ -1,7 +1,7 @@
 """LayerCollection: the layers whose parameters make up one vector space, in flat order."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise, zip_longest
 
 from torch import nn
@@ -172,6 +172,28 @@ class LayerCollection(Mapping[str, Layer]):
             self.add_layer(layer_id, source.record(model.get_submodule(source.path), group.names), group.names)
             self._origins[layer_id] = group.origin(model)
             self.rules.update({source.path: source.rule for source in group.sources if source.rule is not None})
+
+    def restricted(self, layer_ids: Collection[str]) -> "LayerCollection":
+        """Some of the layers, in the order that they have here.
+
+        Raises:
+            LayerCollectionMismatchError: If one of them is not in the collection.
+
+        Example:
+            >>> from nngeo_core.layers.layer import LinearLayer
+            >>> layers = LayerCollection({"a": LinearLayer(3, 2), "b": LinearLayer(2, 1), "c": LinearLayer(1, 1)})
+            >>> list(layers.restricted(["c", "a"]))
+            ['a', 'c']
+        """
+        unknown = [layer_id for layer_id in layer_ids if layer_id not in self]
+        if unknown:
+            raise LayerCollectionMismatchError(f"the layers {unknown} are not in a collection that has {list(self)}")
+        part = LayerCollection()
+        for layer_id in self:
+            if layer_id in layer_ids:
+                part.add_layer(layer_id, self[layer_id], self.parameter_names[layer_id])
+        part._origins.update({layer_id: origin for layer_id, origin in self._origins.items() if layer_id in part})
+        return part
 
     def get_layerid_module_maps(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[nn.Module, str]]:
         """The module of each layer, and the layer of each module.

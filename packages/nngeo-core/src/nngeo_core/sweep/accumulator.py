@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ class Accumulator(ABC):
         layer_collection: The parameters that the matrix is about.
     """
 
-    passes: ClassVar[int] = 1
+    passes: int = 1
     """How many passes over the data are needed."""
-    signed: ClassVar[bool] = False
+    signed: bool = False
     """Whether its sums are linear in J^T J and heed `batch.sign`: an indefinite metric has directions that subtract."""
 
     def __init__(self, layer_collection: LayerCollection) -> None:

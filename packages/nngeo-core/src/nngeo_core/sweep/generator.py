@@ -72,6 +72,23 @@ class Generator(ABC):
         self.memory_budget = memory_budget
         self.check = check
 
+    def restricted(self, layer_collection: LayerCollection) -> "Generator":
+        """A generator about other layers of the same model, mostly some of these; all else is the same.
+
+        Args:
+            layer_collection: The parameters to differentiate.
+        """
+        return type(self)(
+            self.model,
+            self.likelihood,
+            self.function,
+            layer_collection,
+            self.device,
+            self.n_output,
+            self.memory_budget,
+            self.check,
+        )
+
     def jacobian(self, batch: Batch, directions: slice | None = None) -> JacobianBatch:
         """The Jacobians of one batch.
 

@@ -111,7 +111,7 @@ class PMatContract(PMatAlgebraContract):
         generator, matrix = _generator(case, variant), _matrix(self.representation, case, variant)
         total = generator.jacobian(case.inputs).total_directions
         for width in (1, 3, total):
-            sums = self.representation.accumulator(generator.layer_collection)
+            sums = self._sums(generator)
             for number in range(sums.passes):
                 sums.begin_pass(number)
                 for start in range(0, total, width):
@@ -124,14 +124,14 @@ class PMatContract(PMatAlgebraContract):
         """Sums over two parts of the data, merged, saved and loaded in each pass, are the sums over the whole."""
         half = len(case.inputs) // 2
         state: Mapping[str, Tensor] = {}
-        for number in range(self.representation.accumulator.passes):
+        for number in range(self._sums(generator).passes):
             first, second = (
                 self._one_pass(generator, part, number, state)
                 for part in case.inputs.split([half, len(case.inputs) - half])
             )
             first.merge(second)
             state = first.state_dict()
-        loaded = self.representation.accumulator(generator.layer_collection)
+        loaded = self._sums(generator)
         loaded.load_state_dict(state)
         for sums in (first, loaded):
             found = self.representation(generator, data=sums.finalize(), n_examples=sums.n_examples)
@@ -140,9 +140,9 @@ class PMatContract(PMatAlgebraContract):
 
     def test_resumed_sweep(self, case: Case, generator: Generator, matrix: PMat) -> None:
         """A saved single-pass sweep goes on with the rest of the data."""
-        if self.representation.accumulator.passes > 1 or len(case.inputs) == 1:
+        if self._sums(generator).passes > 1 or len(case.inputs) == 1:
             return
-        sums, resumed = (self.representation.accumulator(generator.layer_collection) for _ in range(2))
+        sums, resumed = (self._sums(generator) for _ in range(2))
         populate(generator, case.inputs[:1], [sums])
         resumed.load_state_dict(sums.state_dict())
         populate(generator, case.inputs[1:], [resumed])
@@ -159,10 +159,16 @@ class PMatContract(PMatAlgebraContract):
     def test_no_examples_are_refused(self, generator: Generator) -> None:
         """An empty loader has no Fisher matrix."""
         with pytest.raises(ValueError, match="no examples"):
-            self.representation(generator, examples=iter([]) if self.representation.accumulator.passes == 1 else [])
+            self.representation(generator, examples=iter([]) if self._sums(generator).passes == 1 else [])
+
+    def _sums(self, generator: Generator) -> Accumulator:
+        """What a sweep has to fill."""
+        sums = self.representation.prepare(generator)
+        assert sums is not None, f"{self.representation.__name__} stores no sums"
+        return sums
 
     def _one_pass(self, generator: Generator, part: Tensor, number: int, state: Mapping[str, Tensor]) -> Accumulator:
-        sums = self.representation.accumulator(generator.layer_collection)
+        sums = self._sums(generator)
         if state:
             sums.load_state_dict(state)
         sums.begin_pass(number)

@@ -10,7 +10,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import likelihood_for_loss
 from nngeo_core.likelihoods.empirical import Empirical, Loss
-from nngeo_core.matrices.pmat import PMat
+from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.verbs.sweep import swept
 
@@ -20,7 +20,7 @@ __all__ = ["EmpiricalFIM"]
 def EmpiricalFIM(
     model: nn.Module,
     loader: Any,
-    representation: str | type[PMat] | Sequence[str | type[PMat]],
+    representation: Representation | Sequence[Representation],
     n_output: int | None = None,
     variant: str | Likelihood | None = None,
     device: torch.device | str | None = None,

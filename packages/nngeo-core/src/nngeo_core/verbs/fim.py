@@ -1,6 +1,6 @@
 """FIM: the Fisher information matrix of a model, in the representation asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.matrices.choice import Representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
 from nngeo_core.verbs.sweep import swept
@@ -20,15 +21,17 @@ Matrix = TypeVar("Matrix", bound=PMat)
 @overload
 def FIM(model: nn.Module, loader: Any, representation: type[Matrix], *args: Any, **kwargs: Any) -> Matrix: ...
 @overload
-def FIM(model: nn.Module, loader: Any, representation: str, *args: Any, **kwargs: Any) -> PMat: ...
+def FIM(
+    model: nn.Module, loader: Any, representation: str | Mapping[Any, str | type[PMat]], *args: Any, **kwargs: Any
+) -> PMat: ...
 @overload
 def FIM(
-    model: nn.Module, loader: Any, representation: Sequence[str | type[PMat]], *args: Any, **kwargs: Any
+    model: nn.Module, loader: Any, representation: Sequence[Representation], *args: Any, **kwargs: Any
 ) -> list[PMat]: ...
 def FIM(
     model: nn.Module,
     loader: Any,
-    representation: str | type[PMat] | Sequence[str | type[PMat]],
+    representation: Representation | Sequence[Representation],
     n_output: int | None = None,
     variant: str | Likelihood = "classif_logits",
     device: torch.device | str | None = None,
@@ -46,7 +49,9 @@ def FIM(
     Args:
         model: The network, in evaluation mode if it has dropout or batch normalisation; it is left untouched.
         loader: A loader of batches, or one batch: a tensor, a mapping, or a tuple of tensors of equal first dimension.
-        representation: A registered name (`"kfac"`), a class (`PMatKFAC`), or a list of those for one sweep over the data.
+        representation: A registered name (`"kfac"`), a class (`PMatKFAC`); a mapping from layers to those,
+            `{nn.Linear: "kfac", "head.*": "dense", None: "diag"}`, or `"auto"`, as `PMatMixed` says; or a list of any of
+            them, for one sweep over the data.
         n_output: The number of classes or values, checked against the model; None takes what the first batch shows.
         variant: The likelihood: a registered name (`"classif_logits"`, `"regression"`) or an object.
         device: The model's device, to which batches are moved; None takes it from the model.

@@ -11,7 +11,7 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
 from nngeo_core.likelihoods.draws import fresh_seed
 from nngeo_core.likelihoods.sampled import MonteCarlo
-from nngeo_core.matrices.pmat import PMat
+from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.verbs.sweep import swept
 
@@ -21,7 +21,7 @@ __all__ = ["FIM_MonteCarlo"]
 def FIM_MonteCarlo(
     model: nn.Module,
     loader: Any,
-    representation: str | type[PMat] | Sequence[str | type[PMat]],
+    representation: Representation | Sequence[Representation],
     n_output: int | None = None,
     variant: str | Likelihood = "classif_logits",
     device: torch.device | str | None = None,

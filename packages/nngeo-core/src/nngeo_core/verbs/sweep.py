@@ -1,11 +1,11 @@
 """One sweep over the data for the representations that a verb was asked for."""
 
-from collections.abc import Sequence
-from inspect import isabstract
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nngeo_core.errors import UnsupportedOperationError
+from nngeo_core.matrices.choice import chosen_representation
 from nngeo_core.matrices.pmat import PMat
-from nngeo_core.plugins import registry
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.centring import CentredAccumulator
 from nngeo_core.sweep.generator import Generator
@@ -22,7 +22,7 @@ def swept(
     Args:
         generator: Differentiates the model, with the metric on its outputs.
         loader: One batch or a loader.
-        representation: A registered name, a class, or a list of those.
+        representation: A registered name, a class, `"auto"`, a mapping from layers to those, or a list of any of them.
         progress: Whether to show a progress bar for each pass.
         centred: Whether to subtract the mean gradient from each example's.
 
@@ -30,30 +30,45 @@ def swept(
         The matrix, or a list of matrices in the order of `representation`.
     """
     several = isinstance(representation, Sequence) and not isinstance(representation, str)
-    choices: Any = representation if several else [representation]
-    kinds = [_representation(choice) for choice in choices]
-    if not kinds:
+    wanted: Any = representation if several else [representation]
+    choices = [chosen_representation(choice) for choice in wanted]
+    if not choices:
         raise ValueError("representation is an empty list; give at least one name or class")
-    layers = generator.layer_collection
-    accumulators: list[Accumulator] = [kind.accumulator(layers) for kind in kinds]
+    prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
     if centred:
-        accumulators = [CentredAccumulator(sums) for sums in accumulators]
-    label = ", ".join(kind.__name__ for kind in kinds)
-    found = collect(generator, loader, accumulators, label if progress else False)
+        prepared = [_centred(kind, sums) for (kind, _), sums in zip(choices, prepared, strict=True)]
+    found = iter(_collected(generator, loader, choices, prepared, progress))
     matrices = [
-        kind(generator, data=data, n_examples=sums.n_examples)
-        for kind, data, sums in zip(kinds, found, accumulators, strict=True)
+        kind(generator, examples=loader)
+        if sums is None
+        else kind(generator, data=next(found), n_examples=sums.n_examples)
+        for (kind, _), sums in zip(choices, prepared, strict=True)
     ]
     return matrices if several else matrices[0]
 
 
-def _representation(choice: object) -> type[PMat]:
-    if isinstance(choice, str):
-        found: type[PMat] = registry.representation(choice, kind="pmat")
-        return found
-    if isinstance(choice, type) and issubclass(choice, PMat) and not isabstract(choice):
-        return choice
-    raise TypeError(
-        f"representation is a name, a concrete PMat class, or a list of those; got {choice!r}. "
-        f"Known names: {', '.join(registry.names('representations'))}"
-    )
+def _collected(
+    generator: Generator,
+    loader: Any,
+    choices: Sequence[tuple[type[PMat], Any]],
+    prepared: Sequence[Accumulator | None],
+    progress: bool,
+) -> list[Any]:
+    """The data of those that store sums over the examples."""
+    accumulators = [sums for sums in prepared if sums is not None]
+    label = ", ".join(kind.__name__ for (kind, _), sums in zip(choices, prepared, strict=True) if sums is not None)
+    if len(accumulators) < len(prepared) and isinstance(loader, Iterator):
+        raise ValueError(
+            f"a matrix without sums goes over the examples at each product, and {type(loader).__name__} can be read only "
+            "once; give a loader that can be iterated again"
+        )
+    return collect(generator, loader, accumulators, label if progress else False) if accumulators else []
+
+
+def _centred(kind: type[PMat], sums: Accumulator | None) -> Accumulator:
+    if sums is None:
+        raise UnsupportedOperationError(
+            f"a {kind.__name__} stores no sums from which a mean could be subtracted; use the dense, block-diagonal or "
+            "diagonal representation, or centred=False"
+        )
+    return CentredAccumulator(sums)
