@@ -124,7 +124,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setattr("nngeo_core.plugins.roster.installed", list)
     fresh = Registry()
     fresh.register(Plugin())
-    for module in ("nngeo_core.verbs.fim", "nngeo_core.verbs.sweep", "nngeo_core.likelihoods.choice"):
+    for module in ("nngeo_core.verbs.fim", "nngeo_core.matrices.choice", "nngeo_core.likelihoods.choice"):
         monkeypatch.setattr(f"{module}.registry", fresh)
     monkeypatch.setattr(Analytic, "sweeps", 0)
     return fresh
@@ -212,7 +212,8 @@ def test_an_empty_list_is_refused(model: nn.Module) -> None:
 @pytest.mark.parametrize("wrong", [3, None, nn.Linear, PMat, PMatTrace.trace, [3], {"trace"}])
 def test_what_is_no_representation_is_refused(model: nn.Module, wrong: object) -> None:
     with pytest.raises(
-        TypeError, match=r"a name, a concrete PMat class, or a list of those; got .* Known names: trace, two-passes"
+        TypeError,
+        match=r"a name, a concrete PMat class, a mapping .*, or a list of those; got .* Known names: auto, trace, two-passes",
     ):
         _fim(model, wrong)
 

@@ -108,8 +108,9 @@ class PMatMixed(PMat):
         return data, sums.n_examples
 
     def _checked(self, data: Any) -> tuple[PMat, ...]:
-        wrong = [type(part).__name__ for part in data if not isinstance(part, PMat)]
-        if not isinstance(data, Sequence) or isinstance(data, str) or wrong or not data:
+        is_sequence = isinstance(data, Sequence) and not isinstance(data, str)
+        wrong = [type(part).__name__ for part in data if not isinstance(part, PMat)] if is_sequence else []
+        if not is_sequence or wrong or not data:
             given = f"one with {', '.join(wrong)}" if wrong else repr(data)
             raise TypeError(f"the data of a PMatMixed is a sequence of matrices about some layers each, got {given}")
         if len({(part.dtype, part.device) for part in data}) > 1:
