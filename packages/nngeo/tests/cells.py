@@ -148,9 +148,10 @@ class Cells:
         difference = self.attempt("-", lambda: self.matrix - self.other)
         if difference is not None:
             self.near(entries(difference), self.dense - theirs, self.scale * self.d + float(theirs.norm()), "-")
-        product = self.attempt("mm", lambda: self.matrix.mm(self.other))
+        unit = self.other * (1 / (float(theirs.norm()) or 1.0))  # squares of large numbers are beyond float32
+        product = self.attempt("mm", lambda: self.matrix.mm(unit))
         if product is not None:
-            self.near(entries(product), self.dense @ theirs, self.scale * float(theirs.norm()) * self.d, "mm")
+            self.near(entries(product), self.dense @ entries(unit), self.scale * self.d, "mm")
         shift = PMatEye(layer_collection=self.matrix.layer_collection, scaling=self.regul)
         self.same(self.attempt("+ c I", lambda: self.matrix + shift), self.dense + self.regul * self.eye, "+ c I")
 

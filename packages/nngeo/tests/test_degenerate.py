@@ -59,8 +59,8 @@ def one_parameter() -> Data:
 
 
 def nothing() -> Data:
-    """One class is always right: the matrix is zero."""
-    return Data(_network(3, 2, 1), torch.randn(5, 3), "classif_logits")
+    """Outputs that depend on no parameter: the matrix is zero."""
+    return Data(_network(3, 2, 2), torch.randn(5, 3), scale=0.0)
 
 
 def dependent() -> Data:

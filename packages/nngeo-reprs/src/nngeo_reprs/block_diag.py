@@ -11,6 +11,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_definite, factorize
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
 from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.matrices.eigen import Eigendecomposition
@@ -191,11 +192,10 @@ class PMatBlockDiag(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(self._norm_per_layer().values())))
-        return norm
+        return euclidean_norm(torch.stack(list(self._norm_per_layer().values())))
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        return {layer_id: torch.linalg.matrix_norm(block) for layer_id, block in self.data.items()}
+        return {layer_id: euclidean_norm(block) for layer_id, block in self.data.items()}
 
     def get_diag(self) -> Tensor:
         """The diagonal, shape (d,)."""

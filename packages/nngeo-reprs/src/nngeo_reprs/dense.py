@@ -9,6 +9,7 @@ from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible, factorize
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
 from nngeo_core.linear_algebra.symmetric import add_gram_, eigh, mirror_
 from nngeo_core.matrices.eigen import Eigendecomposition
@@ -173,11 +174,10 @@ class PMatDense(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        norm: Tensor = torch.linalg.matrix_norm(self.data)
-        return norm
+        return euclidean_norm(self.data)
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        return {layer_id: torch.linalg.matrix_norm(block) for layer_id, block in self._blocks().items()}
+        return {layer_id: euclidean_norm(block) for layer_id, block in self._blocks().items()}
 
     def get_diag(self) -> Tensor:
         """A copy of the diagonal, shape (d,)."""

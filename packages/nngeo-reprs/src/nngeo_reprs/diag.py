@@ -7,6 +7,7 @@ from torch.nn.functional import one_hot
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
@@ -117,7 +118,7 @@ class PMatDiag(PMat):
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
         places = self.layer_collection.slices()
-        return {layer_id: torch.linalg.vector_norm(self.data[place]) for layer_id, place in places.items()}
+        return {layer_id: euclidean_norm(self.data[place]) for layer_id, place in places.items()}
 
     def _mm(self, other: "PMatDiag") -> "PMatDiag":
         return self._like(self.data * other.data)
@@ -134,8 +135,7 @@ class PMatDiag(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        norm: Tensor = torch.linalg.vector_norm(self.data)
-        return norm
+        return euclidean_norm(self.data)
 
     def get_diag(self) -> Tensor:
         """A copy of the diagonal, shape (d,)."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.generator import Generator
@@ -253,8 +254,7 @@ class PMatMixed(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(self._each(lambda part: part.frobenius_norm())))
-        return norm
+        return euclidean_norm(torch.stack(self._each(lambda part: part.frobenius_norm())))
 
     def trace_per_layer(self) -> dict[str, Tensor]:
         """The trace of each layer's diagonal block, by layer id; they add up to the trace."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import UnsupportedOperationError
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
 from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.eye import PMatEye
@@ -194,9 +195,8 @@ class PMatSum(IterativeMatrix):
         Raises:
             UnsupportedOperationError: There are more than 16,384 parameters.
         """
-        parts = [torch.linalg.matrix_norm(columns) for _, columns in self._columns()]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(parts))
-        return norm
+        parts = [euclidean_norm(columns) for _, columns in self._columns()]
+        return euclidean_norm(torch.stack(parts))
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
         squares = {

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 
 __all__ = ["add_gram_", "eigh", "mirror_"]
 
@@ -59,6 +60,6 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _residual_is_small(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:
     """Whether |M U - U diag(w)| is d eps |M| at most."""
-    residual = torch.linalg.matrix_norm(matrix @ vectors - vectors * values.unsqueeze(-2))
-    scale = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(matrix)
+    residual = euclidean_norm(matrix @ vectors - vectors * values.unsqueeze(-2), (-2, -1))
+    scale = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * euclidean_norm(matrix, (-2, -1))
     return bool((residual <= scale).all())
