@@ -22,4 +22,5 @@ def test_any_scale(scale: float, dtype: torch.dtype) -> None:
 def test_nothing_and_infinity() -> None:
     assert euclidean_norm(torch.ones(0, 3)) == 0
     assert euclidean_norm(torch.ones(0, 3), 1).shape == (0,)
-    assert not euclidean_norm(torch.tensor([float("inf"), 1.0])).isfinite()
+    assert euclidean_norm(torch.tensor([float("-inf"), 1.0])) == float("inf")
+    assert euclidean_norm(torch.tensor([float("nan"), 1.0])).isnan()

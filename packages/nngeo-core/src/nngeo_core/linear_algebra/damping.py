@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nngeo_core.conventions import DEFAULT_REGUL
 from nngeo_core.errors import NotPositiveDefiniteError
+from nngeo_core.linear_algebra.norms import euclidean_norm
 
 __all__ = ["Solver", "check_definite", "check_invertible", "factorize"]
 
@@ -64,7 +65,7 @@ def factorize(matrix: Tensor, regul: float, symmetric: bool, what: str = "the ma
     damped = matrix.clone()
     damped.diagonal(dim1=-2, dim2=-1).add_(regul)
     solve, solve_adjoint = _factorized(damped, symmetric)
-    rounding = torch.finfo(damped.dtype).eps * torch.linalg.matrix_norm(damped)
+    rounding = torch.finfo(damped.dtype).eps * euclidean_norm(damped, (-2, -1))
     smallest = _smallest_singular_value(solve, solve_adjoint, damped)
     if not (smallest > rounding).all():
         raise _singular(what, regul, damped.dtype, float(smallest.min()), float(rounding.max()))
@@ -91,8 +92,8 @@ def _smallest_singular_value(solve: Solver, solve_adjoint: Solver, matrix: Tenso
         torch.arange(1, d + 1, dtype=matrix.dtype, device=matrix.device).cos().expand(matrix.shape[:-1]).unsqueeze(-1)
     )
     for act in (solve, solve_adjoint, solve, solve_adjoint):
-        columns = act(columns / torch.linalg.matrix_norm(columns, keepdim=True))
-    return torch.nan_to_num(1 / torch.linalg.matrix_norm(columns), nan=0.0)
+        columns = act(columns / euclidean_norm(columns, (-2, -1), keepdim=True))
+    return torch.nan_to_num(1 / euclidean_norm(columns, (-2, -1)), nan=0.0)
 
 
 def _singular(

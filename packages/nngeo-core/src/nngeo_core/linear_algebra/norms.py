@@ -27,4 +27,4 @@ def euclidean_norm(tensor: Tensor, dim: int | tuple[int, ...] | None = None, kee
     dims = tuple(range(tensor.ndim)) if dim is None else dim
     largest = tensor.abs().amax(dims, keepdim=True).clamp(min=torch.finfo(tensor.dtype).tiny)
     scaled: Tensor = torch.linalg.vector_norm(tensor / largest, dim=dims, keepdim=True) * largest
-    return scaled.reshape(found.shape)
+    return torch.where(largest.isfinite(), scaled, largest).reshape(found.shape)
