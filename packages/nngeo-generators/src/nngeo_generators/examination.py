@@ -14,10 +14,10 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.examples import Batch, count_examples, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture
+from nngeo_generators.graph import coarsest, keeps_precision
 from nngeo_generators.linearize import pull_back_one
 from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
-from nngeo_generators.order import keeps_precision
 from nngeo_generators.plan import Use
 from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
@@ -50,20 +50,20 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor) -> None:
     Args:
         network: Maps a batch to its outputs.
         batch: Some examples.
-        outputs: Those of the batch.
+        outputs: Those of the batch, with their graph.
 
     Raises:
         UnsupportedLayerError: The model mixes examples, or draws random numbers.
     """
-    n = len(outputs)
+    n, computed, outputs = len(outputs), coarsest(outputs), outputs.detach()
     if n == 1:
-        check_repeatable(network(batch), outputs)
+        check_repeatable(network(batch), outputs, computed)
         return
     for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)):
         examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
         found = outputs_alone(network, examples, batch)
-        if differ(found, outputs[some]):
-            check_repeatable(network(batch), outputs)
+        if differ(found.detach(), outputs[some], computed):
+            check_repeatable(network(batch), outputs, computed)
             raise UnsupportedLayerError(
                 "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, "
                 "attention along the wrong axis), so no derivative of one example exists; the first dimension of every "
@@ -95,8 +95,8 @@ def examined_plan(
     parameters = leaves(generator.model, generator.layer_collection)
     with torch.enable_grad():
         graph = run_unwritten(partial(network.with_parameters, parameters), batch)
-    outputs = graph.detach()
-    check_examples(network, batch, outputs)
+    outputs, computed = graph.detach(), coarsest(graph)
+    check_examples(network, batch, graph)
     directions, weights = _random_directions(outputs)
     try:
         precise = keeps_precision(graph)
@@ -109,7 +109,9 @@ def examined_plan(
     while True:
         capture = forward(plan)
         by_itself = {use.layer_id for use in plan if precise and use.module is not network}  # which has no further way
-        differing = _differing(capture, outputs, directions, weights, plain, generator.layer_collection, by_itself)
+        differing = _differing(
+            capture, outputs, directions, weights, plain, generator.layer_collection, by_itself, computed
+        )
         if not differing:
             return tuple(plan), capture.batched
         for layer_id, reason in differing.items():
@@ -159,18 +161,19 @@ def _differing(
     plain: Mapping[str, Tensor],
     layers: LayerCollection,
     by_itself: Container[str],
+    computed: torch.dtype,
 ) -> dict[str, str]:
     """The layers whose Jacobian cannot be read, or whose sum w J is not the plain gradient, with the reason."""
     if capture.refused:
         return capture.refused
     try:
-        check_repeatable(capture.outputs.detach(), outputs)
+        check_repeatable(capture.outputs.detach(), outputs, computed)
         jacobians = _jacobians(capture, directions)
     except UnsupportedLayerError:
         if not (capture.refused or capture.altered):
             raise
         return capture.refused or capture.altered
-    return differing_layers(jacobians, weights, plain, layers, by_itself)
+    return differing_layers(jacobians, weights, plain, layers, computed, by_itself)
 
 
 def _jacobians(capture: Capture, directions: Tensor) -> dict[str, LayerJacobian]:

@@ -274,7 +274,9 @@ class HooksGenerator(Generator):
             n = len(part.numbers)
             if self._is_due(self._inspected, state, n):
                 sample = self._sample(part, 3 * self._graph(part).total).batch
-                check_examples(self._network, sample, run_unwritten(self._network, sample))
+                with torch.enable_grad():
+                    outputs = run_unwritten(self._network, sample)
+                check_examples(self._network, sample, outputs)
                 self._inspected = (state, n > 1)
                 self._sound.clear()
             graph = self._graph(part)

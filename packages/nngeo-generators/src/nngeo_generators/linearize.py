@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nngeo_core.errors import NNGeoError, UnsupportedLayerError
 from nngeo_core.sweep.examples import Batch
+from nngeo_generators.graph import coarsest
 from nngeo_generators.network import Network
 
 __all__ = ["Linearization", "Linearizer", "Way", "all_ways", "pull_back_one"]
@@ -65,6 +66,7 @@ class Linearizer:
         self._ways = ways
         self._sound = set() if sound is None else sound
         self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
+        self._seen = False
 
     def linearize(self, network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
         """J v and J^T L J v of one batch.
@@ -104,6 +106,9 @@ class Linearizer:
         with _differentiable_attention(), torch.enable_grad():
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
+        if not self._seen:
+            self._rounding = max(self._rounding, torch.finfo(coarsest(outputs)).eps)
+            self._seen = True
         if way not in self._sound or not change.any():
             self._check_random(outputs, change)
         if not change.any():

@@ -4,14 +4,15 @@ Sorting by length and routing to experts may leave the examples of the first bat
 move those of a later one. Two backward passes that differ in one weight for each example show it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-__all__ = ["has_moved", "keeps_precision", "may_move_rows", "tagged"]
+from nngeo_generators.graph import nodes
+
+__all__ = ["has_moved", "may_move_rows", "tagged"]
 
 MOVING = ("Flip", "Gather", "Index", "MaskedS", "Put", "Roll", "Scatter", "Sort", "Take", "Topk")
 """How the names of graph nodes begin that may move rows."""
@@ -24,25 +25,8 @@ def may_move_rows(outputs: Tensor) -> bool:
     """Whether the graph of some outputs has an operation that takes rows by index, or one that autograd does not know."""
     return any(
         node.name().startswith(MOVING) or isinstance(node, BackwardCFunction) or _cuts_first_axis(node)
-        for node in _nodes(outputs)
+        for node in nodes(outputs)
     )
-
-
-def keeps_precision(outputs: Tensor) -> bool:
-    """Whether the graph of some outputs computes in one dtype throughout, as far as autograd knows."""
-    return not any(node.name().startswith("ToCopy") or isinstance(node, BackwardCFunction) for node in _nodes(outputs))
-
-
-def _nodes(outputs: Tensor) -> Iterator[Node]:
-    """All nodes of the graph of some outputs."""
-    seen: set[Node] = set()
-    waiting = [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            yield node
-            seen.add(node)
-            waiting += [child for child, _ in node.next_functions]
 
 
 def _cuts_first_axis(node: Node) -> bool:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.layers.rule import Call
+from nngeo_core.sweep.autocast import callers_autocast
 from nngeo_generators.backward import pull_back_each
 from nngeo_generators.network import call_with
 
@@ -70,7 +71,8 @@ class Replay:
 
     def _run(self, parameters: Mapping[str, Tensor], leaves: Sequence[Any]) -> list[Tensor]:
         arguments, keywords = tree_unflatten(list(leaves), self.structure)
-        return floating_tensors(call_with(self.module, parameters, arguments, keywords))
+        with callers_autocast(next(iter(self.parameters.values())).device):
+            return floating_tensors(call_with(self.module, parameters, arguments, keywords))
 
     def _example(self, i: int) -> list[Any]:
         """The arguments of example i alone."""
@@ -85,8 +87,10 @@ class Replay:
             filled = list(self.leaves)
             for (k, axis), example in zip(cut, examples, strict=True):
                 filled[k] = example.unsqueeze(axis)
-            pull_back = vjp(lambda parameters: tuple(self._run(parameters, filled)), self.parameters)[1]
-            singles = tuple(part.unsqueeze(axis + 1) for part, axis in zip(cotangents, axes, strict=True))
+            found = vjp(lambda parameters: tuple(self._run(parameters, filled)), self.parameters)
+            outputs, pull_back = found[0], found[1]
+            triples = zip(cotangents, axes, outputs, strict=True)
+            singles = tuple(part.unsqueeze(axis + 1).to(output.dtype) for part, axis, output in triples)
             pulled: dict[str, Tensor] = vmap(lambda u: pull_back(u)[0])(singles)
             return pulled
 

@@ -87,13 +87,13 @@ def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], 
     )
 
 
-def check_repeatable(first: Tensor, second: Tensor) -> None:
-    """Raise unless two forward passes over the same examples agree.
+def check_repeatable(first: Tensor, second: Tensor, computed: torch.dtype | None = None) -> None:
+    """Raise unless two forward passes over the same examples agree, to the rounding of the dtype they were computed in.
 
     Raises:
         UnsupportedLayerError: The model draws random numbers.
     """
-    if differ(first, second):
+    if differ(first, second, computed):
         raise UnsupportedLayerError(
             "two forward passes over the same examples give different outputs: the model draws random numbers "
             "(functional dropout?), so its derivative is not defined; call model.eval(), or pass a `function` without them"
@@ -105,6 +105,7 @@ def differing_layers(
     weights: Tensor,
     plain: Mapping[str, Tensor],
     layers: LayerCollection,
+    computed: torch.dtype,
     by_itself: Container[str] = (),
 ) -> dict[str, str]:
     """Compare J^T w of each layer with a plain gradient of the same cotangent.
@@ -117,6 +118,7 @@ def differing_layers(
         weights: Shape (c, n).
         plain: The gradient from autograd, by parameter.
         layers: The parameters of each layer.
+        computed: The dtype with the fewest digits that the model computes in.
         by_itself: The layers that are measured by their own gradient too.
 
     Returns:
@@ -134,7 +136,7 @@ def differing_layers(
                 "masks one that the layer reads or returns. Mask it before the layer"
             )
     whole = math.hypot(*norms.values())
-    noise = whole * NOISE * max(map(_eps, plain.values()), default=0.0)
+    noise = whole * NOISE * max((_eps(part.dtype) for part in plain.values()), default=0.0)
     differing: dict[str, str] = {}
     for layer_id, names in layers.parameter_names.items():
         expected = [plain[name].flatten() for name in names]
@@ -143,9 +145,10 @@ def differing_layers(
         if called:
             torch._foreach_sub_(found.split([len(part) for part in expected]), expected)
             error = float(torch.linalg.vector_norm(found))
-        differs = not error <= whole * max(_tolerance(part) if called else 100 * _eps(part) for part in expected)
+        limits = (_tolerance(part.dtype, computed) if called else 100 * _eps(part.dtype) for part in expected)
+        differs = not error <= whole * max(limits)
         if called and not differs and layer_id in by_itself and error > noise:
-            limit = math.sqrt(max(map(_eps, expected)))
+            limit = math.sqrt(max(_eps(part.dtype) for part in expected))
             own = norms[layer_id]  # most often enough, and there already
             differs = error > limit * own and error > limit * math.sqrt(float(jacobians[layer_id].squared_norm()))
         if differs:
@@ -157,14 +160,15 @@ def differing_layers(
     return differing
 
 
-def differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two results of the same examples are apart by more than rounding."""
-    return first.shape != second.shape or bool((first - second).norm() > _tolerance(first) * second.norm())
+def differ(first: Tensor, second: Tensor, computed: torch.dtype | None = None) -> bool:
+    """Whether two results of the same examples are apart by more than the rounding of the dtype they were computed in."""
+    tolerance = _tolerance(first.dtype, computed or first.dtype)
+    return first.shape != second.shape or bool((first - second).norm() > tolerance * second.norm())
 
 
-def _tolerance(tensor: Tensor) -> float:
-    return max(1e-6, math.sqrt(_eps(tensor)))  # parts of a model may compute in float32
+def _tolerance(dtype: torch.dtype, computed: torch.dtype) -> float:
+    return max(1e-6, math.sqrt(max(_eps(dtype), _eps(computed))))  # parts of a model may compute in float32
 
 
-def _eps(tensor: Tensor) -> float:
-    return float(torch.finfo(tensor.dtype).eps)
+def _eps(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps)

@@ -69,8 +69,8 @@ class Likelihood(ABC):
         """The mask (n, T) as a tensor that broadcasts to the outputs' shape."""
         raise UnsupportedOperationError(f"{type(self).__name__} has no positions that a mask could leave out")
 
-    def observed(self, examples: Any) -> Tensor:
-        """The targets y that came with the examples, as `score` takes them."""
+    def observed(self, examples: Any) -> Any:
+        """The targets y that came with the examples, as `score` takes them, and a loss of the user's."""
         return targets_of(examples)
 
     def draws_shape(self, outputs: Tensor) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ class LossCurvature(MatrixMetric):
         super().__init__(inner)
         self.loss = loss
 
-    def targets(self, examples: Any) -> Tensor:
+    def targets(self, examples: Any) -> Any:
         """The targets of the batch."""
         return self.observed(examples)
 

@@ -32,7 +32,7 @@ class Empirical(Wrapped):
         super().__init__(inner)
         self.loss = loss
 
-    def targets(self, examples: Any) -> Tensor:
+    def targets(self, examples: Any) -> Any:
         """The targets of the batch."""
         return self.observed(examples)
 
@@ -43,6 +43,10 @@ class Empirical(Wrapped):
     def directions(self, outputs: Tensor, targets: Any, chosen: slice) -> Tensor:
         """The gradient g, shape (1, *outputs), up to a sign."""
         if self.loss is None:
+            if not isinstance(targets, Tensor):
+                raise ShapeError(
+                    f"targets are one tensor, or come with a `loss` that takes them; got {type(targets).__name__}"
+                )
             return self.inner.score(outputs, targets).unsqueeze(0)
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()

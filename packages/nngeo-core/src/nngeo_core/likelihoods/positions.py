@@ -57,7 +57,7 @@ class SegmentationLogits(Categorical):
             labels = targets_of(examples)
         except ValueError:
             return None
-        return labels.flatten(1) != self.ignore_index
+        return labels.flatten(1) != self.ignore_index if isinstance(labels, Tensor) else None
 
 
 class CausalLMLogits(Categorical):
@@ -107,7 +107,7 @@ class CausalLMLogits(Categorical):
             )
         return torch.stack([_before_next(flags, real) for flags, real in known]).all(0)
 
-    def observed(self, examples: Any) -> Tensor:
+    def observed(self, examples: Any) -> Any:
         """The token after each position: labels, or the tokens themselves; `ignore_index` after the last."""
         if isinstance(examples, Mapping):
             labels = examples.get("labels", examples.get("input_ids"))

@@ -10,8 +10,8 @@ from torch import Tensor
 __all__ = ["digests", "targets_of", "tensors"]
 
 
-def targets_of(examples: Any) -> Tensor:
-    """The targets of a batch: the second of a tuple or list, `labels` of a mapping.
+def targets_of(examples: Any) -> Any:
+    """The targets of a batch: the second of a tuple or list, `labels` of a mapping; a tensor, or a structure of tensors.
 
     Raises:
         ValueError: There are none.
@@ -21,7 +21,7 @@ def targets_of(examples: Any) -> Tensor:
         targets = examples.get("labels")
     elif isinstance(examples, tuple | list) and len(examples) > 1:
         targets = examples[1]
-    if not isinstance(targets, Tensor):
+    if not any(True for _ in tensors(targets)):
         raise ValueError(
             f"this likelihood needs targets, and the batch has none: got {type(examples).__name__}, expected "
             "(inputs, targets) or a mapping with 'labels'"
@@ -30,12 +30,12 @@ def targets_of(examples: Any) -> Tensor:
 
 
 def tensors(examples: Any) -> Iterator[Tensor]:
-    """Every tensor in a batch, in order."""
+    """Every tensor in a batch, in order; the parts of a mapping by their names."""
     if isinstance(examples, Tensor):
         yield examples
     elif isinstance(examples, Mapping):
-        for part in examples.values():
-            yield from tensors(part)
+        for key in sorted(examples, key=str):
+            yield from tensors(examples[key])
     elif isinstance(examples, tuple | list):
         for part in examples:
             yield from tensors(part)

@@ -43,6 +43,6 @@ class Wrapped(Likelihood):
         """As the inner likelihood does."""
         return self.inner.spread(mask, outputs)
 
-    def observed(self, examples: Any) -> Tensor:
+    def observed(self, examples: Any) -> Any:
         """As the inner likelihood finds them."""
         return self.inner.observed(examples)

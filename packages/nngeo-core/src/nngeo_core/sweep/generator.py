@@ -15,6 +15,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
+from nngeo_core.sweep.autocast import callers_autocast
 from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.checked import checked_flat
@@ -181,7 +182,8 @@ class Generator(ABC):
             ShapeError: The first dimension is not n, or the outputs are not what the likelihood expects.
             ValueError: `n_output` is wrong.
         """
-        outputs = call_model(self.model, self.function, batch)
+        with callers_autocast(self.device):
+            outputs = call_model(self.model, self.function, batch)
         if outputs.shape[:1] != (n,):
             raise ShapeError(
                 f"the batch has {n} examples and the outputs have shape {tuple(outputs.shape)}; the first dimension of "

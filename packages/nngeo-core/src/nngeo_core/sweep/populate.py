@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.autocast import autocast_set_aside
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
@@ -55,7 +56,7 @@ def collect(
     Takes and raises what `populate` does.
     """
     populate(generator, examples, accumulators, progress)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), autocast_set_aside(generator.device):
         return [accumulator.finalize() for accumulator in accumulators]
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nngeo_core.conventions import result_dtype
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.structure import Structure
@@ -45,7 +46,8 @@ class GenericRule(LayerRule):
         """Replay the call on each example."""
         gradients = (output_gradients,) if isinstance(output_gradients, Tensor) else output_gradients
         parameters = {name: module.get_parameter(name).detach() for name in names}
-        return DenseJacobian(Replay(module, call, parameters).jacobian(gradients))
+        rows = Replay(module, call, parameters).jacobian(gradients)
+        return DenseJacobian(rows.to(result_dtype(rows.dtype)))
 
 
 def generic_rule(module: nn.Module) -> GenericRule:
