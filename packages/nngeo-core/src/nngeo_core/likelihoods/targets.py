@@ -30,12 +30,12 @@ def targets_of(examples: Any) -> Any:
 
 
 def tensors(examples: Any) -> Iterator[Tensor]:
-    """Every tensor in a batch, in order; the parts of a mapping by their names."""
+    """Every tensor in a batch, in order."""
     if isinstance(examples, Tensor):
         yield examples
     elif isinstance(examples, Mapping):
-        for key in sorted(examples, key=str):
-            yield from tensors(examples[key])
+        for part in examples.values():
+            yield from tensors(part)
     elif isinstance(examples, tuple | list):
         for part in examples:
             yield from tensors(part)

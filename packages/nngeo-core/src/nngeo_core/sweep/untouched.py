@@ -21,7 +21,8 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     Restored on leaving: the model's buffers, what its modules note of their calls, and the global random states of torch (CPU
     and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global generator, and data sets draw
     augmentations from any of them.) A caller's `inference_mode` is left for the duration, so that results can take part in
-    autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model. Compiled models run as they were written: hooks, forward mode and vmap do not reach into compiled code.
+    autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model. Compiled models run as they
+    were written: hooks, forward mode and vmap do not reach into compiled code.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
