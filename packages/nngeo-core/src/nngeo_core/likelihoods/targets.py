@@ -44,16 +44,24 @@ def tensors(examples: Any) -> Iterator[Tensor]:
 def digests(examples: Any) -> Tensor:
     """A number for each example that depends on its content alone: int64, shape (n,), on the device of the first tensor.
 
-    It is the same in every pass over the data, in whatever order and company the example comes.
+    It is the same in every pass over the data, in whatever order and company the example comes, and whatever the order of a
+    mapping's keys. What is no tensor is no part of it; zeros of either sign are the same.
     """
-    found = list(tensors(examples))
+    found = list(tensors(_in_order_of_names(examples)))
     rows = [_rows(tensor) for tensor in found]
     numbers = [_digest(parts) for parts in zip(*rows, strict=True)]
     return torch.tensor(numbers, dtype=torch.int64, device=found[0].device)
 
 
+def _in_order_of_names(examples: Any) -> Any:
+    if isinstance(examples, Mapping):
+        return [_in_order_of_names(examples[key]) for key in sorted(examples, key=str)]
+    return [_in_order_of_names(part) for part in examples] if isinstance(examples, tuple | list) else examples
+
+
 def _rows(tensor: Tensor) -> list[bytes]:
     whole = tensor.detach().cpu().contiguous()
+    whole = whole + 0.0 if whole.is_floating_point() else whole  # -0.0 has other bytes
     if not len(whole):
         return []
     data = whole.reshape(len(whole), -1).view(torch.uint8).numpy()
