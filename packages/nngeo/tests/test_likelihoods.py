@@ -1,5 +1,6 @@
 """Fisher matrices of every kind of output, against plain autograd and sums over all targets."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,20 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.tokenization_utils_base import BatchEncoding
 
-from nngeo import FIM, ClassifLogits, GaussianLikelihood, Likelihood, PMat, PVector, random_pvector
+from nngeo import (
+    FIM,
+    ClassifLogits,
+    FIM_MonteCarlo,
+    GaussianLikelihood,
+    HooksGenerator,
+    Likelihood,
+    OutputMetric,
+    PMat,
+    PVector,
+    random_pvector,
+)
 from nngeo_core.plugins import registry
-from nngeo_core.testing import relative_error
+from nngeo_core.testing import output_jacobian, relative_error
 
 VOCABULARY, T = 7, 5
 
@@ -220,3 +232,73 @@ def test_a_wrong_number_of_labels_is_refused() -> None:
 def test_classif_logits_names_the_kind_that_fits() -> None:
     with pytest.raises(ValueError, match="'segmentation_logits'"):
         FIM(Segmenter().double(), draw(3, 2, 4, 4), "diag", 3, ClassifLogits())
+
+
+@pytest.mark.parametrize("variant", ["classif_logits", "multilabel_logits"])
+def test_confident_logits_in_float32(variant: str) -> None:
+    """Logits of standard deviation 100: probabilities of 1 and 1e-40 side by side."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 6, bias=False), draw(50, 4, seed=1)
+    with torch.no_grad():
+        model.weight.copy_(65 * draw(6, 4, seed=2))
+    exact = FIM(copy.deepcopy(model).double(), x.float().double(), ["dense", "diag", "kfac"], variant=variant)
+    found = FIM(model, x.float(), ["dense", "diag", "kfac"], variant=variant)
+    assert model(x.float()).detach().std() > 100
+    for one, other in zip(found, exact, strict=True):
+        assert relative_error(one.get_dense_tensor().double(), other.get_dense_tensor()) <= 1e-4
+    v = random_pvector(found[0].layer_collection, dtype=torch.float32)
+    product = found[0].generator.product(v, x.float())
+    assert relative_error(product.get_flat_representation(), found[0].mv(v).get_flat_representation()) <= 1e-3
+
+
+def test_fifty_thousand_classes() -> None:
+    """A c x c matrix would take 20 GB in float64. The metric of one example is (diag(p) - p p^T) (x) x x^T."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 50_000, bias=False).double(), draw(2, 2)
+    F = FIM_MonteCarlo(model, x, "diag", trials=3, generator=torch.Generator().manual_seed(0))
+    v = random_pvector(F.layer_collection, dtype=torch.float64)
+    rows = v.get_flat_representation().view(50_000, 2)
+    expected = torch.zeros_like(rows)
+    for example in x:
+        p, change = (model.weight @ example).softmax(0).detach(), rows @ example
+        expected += torch.outer(p * (change - p @ change), example) / 2
+    exact = HooksGenerator(model, "classif_logits").product(v, x).get_flat_representation()
+    assert relative_error(exact.view(50_000, 2), expected) <= 1e-12
+    p = (x @ model.weight.T).softmax(1).detach()
+    per_trial = (p * (1 - p)).sum(1) @ x.square().sum(1) / 2
+    assert (F.trace() - per_trial).abs() <= 0.05 * per_trial  # |e_y - p|^2 is nearly 1 whatever the class drawn
+
+
+def test_a_metric_of_the_users() -> None:
+    """A model that predicts a direction by two angles, compared by the length of arcs on the sphere.
+
+    The metric of the sphere in (polar, azimuth) is diag(1, sin^2 polar), pulled back to the parameters.
+    """
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), draw(6, 3)
+
+    def sphere(angles: Tensor) -> Tensor:
+        return torch.diag_embed(torch.stack([torch.ones_like(angles[:, 0]), angles[:, 0].sin().square()], 1))
+
+    def points(x: Tensor) -> Tensor:
+        polar, azimuth = model(x).unbind(1)
+        return torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()], 1)
+
+    arcs = OutputMetric(sphere, GaussianLikelihood())
+    dense, diag, kfac = FIM(model, x, ["dense", "diag", "kfac"], variant=arcs)
+    in_space = FIM(
+        model, x, "dense", variant="regression", function=points
+    )  # the sphere's metric is that of space around it
+    assert relative_error(dense.get_dense_tensor(), in_space.get_dense_tensor()) <= 1e-12
+    assert relative_error(diag.get_diag(), dense.get_diag()) <= 1e-12
+    assert kfac.trace() > 0
+    v = random_pvector(dense.layer_collection, dtype=torch.float64)
+    product = dense.generator.product(v, x).get_flat_representation()
+    assert relative_error(product, dense.mv(v).get_flat_representation()) <= 1e-12
+    hyperbolic = OutputMetric(
+        lambda f: torch.diag(torch.tensor([1.0, -1.0])).expand(len(f), 2, 2), GaussianLikelihood()
+    )
+    signed = FIM(model, x, "dense", variant=hyperbolic)
+    jacobian = output_jacobian(model, x, [name for name, _ in model.named_parameters()])
+    minkowski = (jacobian[0].T @ jacobian[0] - jacobian[1].T @ jacobian[1]) / 6
+    assert relative_error(flat(signed, model), minkowski) <= 1e-12
