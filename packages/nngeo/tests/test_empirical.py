@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nngeo import EmpiricalFIM, ShapeError, UnsupportedOperationError, random_pvector
+from nngeo import EmpiricalFIM, PMatDense, ShapeError, UnsupportedOperationError, populate, random_pvector
 from nngeo_core.testing import relative_error
 
 
@@ -126,6 +126,40 @@ def test_a_causal_language_model_takes_the_next_token_as_target() -> None:
         model, batch, "diag", variant="causal_lm_logits", function=lambda batch: model(batch["input_ids"])
     )
     assert relative_error(found.get_diag(), expected) <= 1e-10
+
+
+def test_a_centred_matrix_stays_centred_when_it_is_updated_and_has_no_matrix_free_products() -> None:
+    model, other = net(), (draw(5, 3, seed=4), torch.tensor([1, 1, 0, 3, 2]))
+    centred = EmpiricalFIM(model, (X, LABELS), "dense", variant="classif_logits", centred=True)
+    with pytest.raises(UnsupportedOperationError, match="do not subtract the mean gradient; use mv"):
+        centred.generator.product(random_pvector(centred.layer_collection, dtype=torch.float64), other)
+    parts = []
+    for batch in ((X, LABELS), other):
+        rows = gradients(model, batch, cross_entropy)
+        rows = rows - rows.mean(0)
+        parts.append(rows.T @ rows / len(rows))
+    assert relative_error(PMatDense(centred.generator, examples=other).get_dense_tensor(), parts[1]) <= 1e-10
+    centred.update(other, decay=0.75)
+    assert relative_error(centred.get_dense_tensor(), 0.75 * parts[0] + 0.25 * parts[1]) <= 1e-10
+    with pytest.raises(UnsupportedOperationError, match=r"subtracts a mean; give CentredAccumulator\(accumulator\)"):
+        populate(centred.generator, other, [PMatDense.accumulator(centred.layer_collection)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda f, y: cross_entropy(f, y) / len(f), "it depends on the other examples"),
+        (lambda f, y: cross_entropy(f @ f.T @ f, y), "it depends on the other examples"),
+        (lambda f, y: cross_entropy(f, y) * torch.rand(()), "or is random"),
+        (lambda f, y: cross_entropy(f.detach(), y), "does not depend on the outputs by way of autograd"),
+        (lambda f, y: cross_entropy(f, y).detach().numpy(), "the loss returned ndarray for"),
+        (lambda f, y: cross_entropy(f, y)[:, None], r"returned shape \(6, 1\)"),
+    ],
+    ids=["divided", "mixing", "random", "detached", "numpy", "column"],
+)
+def test_losses_that_are_not_of_one_example_each(loss: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmpiricalFIM(net(), (X, LABELS), "diag", loss=loss)
 
 
 def test_what_is_no_target_or_loss() -> None:

@@ -160,3 +160,5 @@ def test_what_is_no_loss() -> None:
         GGN(model, X, "diag", loss=smoothed)
     with pytest.raises(ArithmeticError, match="metric that LossCurvature puts on the outputs has a NaN"):
         GGN(model, batch, "diag", loss=lambda f, y: (f - f).norm(dim=1).sqrt())
+    with pytest.raises(UnsupportedOperationError, match="the loss has no second derivative in torch"):
+        GGN(model, batch, "diag", loss=lambda f, y: F.multi_margin_loss(f, y, reduction="none"))

@@ -23,6 +23,8 @@ class Likelihood(ABC):
     """
 
     name: ClassVar[str]
+    centred: bool = False
+    """Whether the mean over all examples is subtracted from the one gradient that each of them has."""
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:

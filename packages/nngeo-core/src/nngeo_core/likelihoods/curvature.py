@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import NonFiniteError, ShapeError
+from nngeo_core.errors import NonFiniteError, ShapeError, UnsupportedOperationError
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.empirical import Loss, per_example
 from nngeo_core.likelihoods.wrapped import Wrapped
@@ -95,7 +95,13 @@ class LossCurvature(MatrixMetric):
             )
             if not gradient.requires_grad:
                 return torch.zeros_like(u)
-            (product,) = torch.autograd.grad(gradient, leaf, u, allow_unused=True, materialize_grads=True)
+            try:
+                (product,) = torch.autograd.grad(gradient, leaf, u, allow_unused=True, materialize_grads=True)
+            except RuntimeError as error:
+                raise UnsupportedOperationError(
+                    f"the loss has no second derivative in torch ({str(error).partition(chr(10))[0]}); write it with "
+                    "elementary operations"
+                ) from error
         return product.detach()
 
 

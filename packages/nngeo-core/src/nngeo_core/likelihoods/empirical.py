@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from nngeo_core.errors import ShapeError
 from nngeo_core.likelihoods.base import Likelihood
@@ -24,13 +25,15 @@ class Empirical(Wrapped):
     Args:
         inner: What the outputs mean; supplies the loss -log p(y | outputs) if none is given.
         loss: Maps outputs and targets to one loss for each example, shape (n,): `reduction="none"` in torch's losses.
+        centred: Whether to subtract the mean gradient over all examples.
     """
 
     name = "empirical"
 
-    def __init__(self, inner: Likelihood, loss: Loss | None = None) -> None:
+    def __init__(self, inner: Likelihood, loss: Loss | None = None, centred: bool = False) -> None:
         super().__init__(inner)
         self.loss = loss
+        self.centred = centred
 
     def targets(self, examples: Any) -> Any:
         """The targets of the batch."""
@@ -60,6 +63,7 @@ def per_example(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
 
     Raises:
         ShapeError: The loss is averaged or summed over examples, or not yet summed over positions.
+        ValueError: It depends on the other examples, or does not depend on the outputs by way of autograd.
     """
     losses = loss(outputs, targets)
     if not isinstance(losses, Tensor) or losses.shape != outputs.shape[:1]:
@@ -69,4 +73,21 @@ def per_example(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
             'averaged over the batch; give reduction="none" and sum over positions, as in '
             'lambda outputs, targets: cross_entropy(outputs, targets, reduction="none")'
         )
+    if outputs.requires_grad and not losses.requires_grad:
+        raise ValueError(
+            "the loss does not depend on the outputs by way of autograd; leave out detach(), no_grad() and numpy"
+        )
+    _check_alone(loss, outputs.detach(), targets, losses.detach())
     return losses
+
+
+def _check_alone(loss: Loss, outputs: Tensor, targets: Any, losses: Tensor) -> None:
+    """Raise if the last example has another loss alone than among the others."""
+    last, count = slice(len(outputs) - 1, None), len(outputs)
+    one = tree_map_only(Tensor, lambda part: part[last] if part.shape[:1] == (count,) else part, targets)
+    alone = loss(outputs[last], one) if count > 1 else losses
+    if (alone - losses[last]).abs().max() > torch.finfo(losses.dtype).eps ** 0.5 * losses.abs().max():
+        raise ValueError(
+            f"the loss of an example is {float(alone):.6g} alone and {float(losses[-1]):.6g} among {count}: it depends on the "
+            "other examples (divided by their number?), or is random; expected one loss for each example"
+        )

@@ -55,6 +55,7 @@ class CentredAccumulator(Accumulator):
             mean = rows.mean(0)
             self._put(torch.cat((rows - mean, self._between(before, len(rows), mean))))
             before += len(rows)
+        self.inner.n_examples = self.n_examples
 
     def _rows(self, batch: JacobianBatch, some: slice) -> Tensor:
         """The gradients of some examples, shape (k, d)."""
@@ -80,7 +81,6 @@ class CentredAccumulator(Accumulator):
 
     def finalize(self) -> Any:
         """The data of the inner accumulator's matrix, averaged over examples."""
-        self.inner.n_examples = self.n_examples
         return self.inner.finalize()
 
     def merge(self, other: Accumulator) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import ShapeError
+from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
@@ -160,7 +160,13 @@ class Generator(ABC):
         Raises:
             LayerCollectionMismatchError: v is about other layers.
             ValueError: There are no examples.
+            UnsupportedOperationError: The likelihood subtracts the mean gradient.
         """
+        if self.likelihood.centred:
+            raise UnsupportedOperationError(
+                "products without a matrix do not subtract the mean gradient; use mv of a dense, block-diagonal or diagonal "
+                "matrix, or centred=False"
+            )
         flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
             product = self._product(flat, iterate_batches(examples))

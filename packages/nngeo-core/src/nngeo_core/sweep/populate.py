@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.autocast import autocast_set_aside
+from nngeo_core.sweep.centring import CentredAccumulator
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
@@ -31,7 +33,10 @@ def populate(
 
     Raises:
         ValueError: There are no examples, or a one-shot iterator is given where several passes are needed.
+        UnsupportedOperationError: The likelihood is centred, and an accumulator is not.
     """
+    if generator.likelihood.centred and not all(isinstance(sums, CentredAccumulator) for sums in accumulators):
+        raise UnsupportedOperationError("this likelihood subtracts a mean; give CentredAccumulator(accumulator)")
     passes = max(accumulator.passes for accumulator in accumulators)
     if passes > 1 and isinstance(examples, Iterator):
         raise ValueError(
@@ -55,7 +60,8 @@ def collect(
 
     Takes and raises what `populate` does.
     """
-    populate(generator, examples, accumulators, progress)
+    sums = [CentredAccumulator(part) for part in accumulators] if generator.likelihood.centred else accumulators
+    populate(generator, examples, sums, progress)
     with torch.inference_mode(False), torch.no_grad(), autocast_set_aside(generator.device):
         return [accumulator.finalize() for accumulator in accumulators]
 

@@ -75,8 +75,8 @@ def EmpiricalFIM(
         >>> EmpiricalFIM(model, (x, y), "diag", loss=huber).size()
         (3, 3)
     """
-    likelihood = Empirical(likelihood_for_loss(variant, loss), loss)
+    likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
     generator = registry.generator("hooks")(
         model, likelihood, function, layer_collection, device, n_output, memory_budget, check
     )
-    return swept(generator, loader, representation, progress, centred)
+    return swept(generator, loader, representation, progress)

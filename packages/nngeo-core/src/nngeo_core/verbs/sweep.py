@@ -3,20 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.matrices.choice import chosen_representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
-from nngeo_core.sweep.centring import CentredAccumulator
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
 
 __all__ = ["swept"]
 
 
-def swept(
-    generator: Generator, loader: Any, representation: Any, progress: bool, centred: bool = False
-) -> PMat | list[PMat]:
+def swept(generator: Generator, loader: Any, representation: Any, progress: bool) -> PMat | list[PMat]:
     """The matrices that a generator's Jacobians sum up to, with as many passes as the neediest asks.
 
     Args:
@@ -24,7 +20,6 @@ def swept(
         loader: One batch or a loader.
         representation: A registered name, a class, `"auto"`, a mapping from layers to those, or a list of any of them.
         progress: Whether to show a progress bar for each pass.
-        centred: Whether to subtract the mean gradient from each example's.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
@@ -35,8 +30,6 @@ def swept(
     if not choices:
         raise ValueError("representation is an empty list; give at least one name or class")
     prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
-    if centred:
-        prepared = [_centred(kind, sums) for (kind, _), sums in zip(choices, prepared, strict=True)]
     found = iter(_collected(generator, loader, choices, prepared, progress))
     matrices = [
         kind(generator, examples=loader)
@@ -63,12 +56,3 @@ def _collected(
             "once; give a loader that can be iterated again"
         )
     return collect(generator, loader, accumulators, label if progress else False) if accumulators else []
-
-
-def _centred(kind: type[PMat], sums: Accumulator | None) -> Accumulator:
-    if sums is None:
-        raise UnsupportedOperationError(
-            f"a {kind.__name__} stores no sums from which a mean could be subtracted; use the dense, block-diagonal or "
-            "diagonal representation, or centred=False"
-        )
-    return CentredAccumulator(sums)
