@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 from nngeo import (
     FIM,
     ClassifLogits,
+    EmpiricalFIM,
     FIM_MonteCarlo,
     GaussianLikelihood,
     HooksGenerator,
@@ -20,6 +21,7 @@ from nngeo import (
     OutputMetric,
     PMat,
     PVector,
+    SegmentationLogits,
     random_pvector,
 )
 from nngeo_core.plugins import registry
@@ -157,6 +159,23 @@ def test_a_segmentation_leaves_out_ignored_pixels() -> None:
     patches = nn.functional.unfold(x, 3, padding=1).transpose(1, 2)[keep]
     a = torch.cat((patches, torch.ones(len(patches), 1, dtype=torch.float64)), 1)
     assert relative_error(kfac.data["down"].inputs[0], a.T @ a / 3) <= 1e-12
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_the_empirical_fisher_matrix_of_a_segmentation(ignore_index: int) -> None:
+    torch.manual_seed(0)
+    model, x = Segmenter().double(), draw(3, 2, 4, 4)
+    labels = torch.randint(0, 3, (3, 4, 4), generator=torch.Generator().manual_seed(1))
+    labels[0, :2] = labels[2] = ignore_index
+    expected = 0
+    for image, wanted in zip(x, labels, strict=True):
+        value = nn.functional.cross_entropy(
+            model(image[None]), wanted[None], ignore_index=ignore_index, reduction="sum"
+        )
+        row = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
+        expected = expected + torch.outer(row, row) / 3
+    found = EmpiricalFIM(model, (x, labels), "dense", variant=SegmentationLogits(ignore_index))
+    assert relative_error(flat(found, model), expected) <= 1e-10
 
 
 def all_likelihoods() -> list[tuple[str | Likelihood, Tensor]]:

@@ -59,6 +59,10 @@ class SegmentationLogits(Categorical):
             return None
         return labels.flatten(1) != self.ignore_index if isinstance(labels, Tensor) else None
 
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """e_y - p at each pixel; ignored ones must be masked."""
+        return super().score(outputs, y.masked_fill(y == self.ignore_index, IGNORED))
+
 
 class CausalLMLogits(Categorical):
     """The next token of a sequence: outputs (n, T, vocabulary), position t predicting token t + 1.
@@ -118,6 +122,10 @@ class CausalLMLogits(Categorical):
                 f"variant '{self.name}' needs 'labels' or 'input_ids' in the batch to know the next tokens"
             )
         return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=self.ignore_index)
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """e_y - p at each position; ignored ones must be masked."""
+        return super().score(outputs, y.masked_fill(y == self.ignore_index, IGNORED))
 
 
 def _token_flags(examples: Any, ignore_index: int) -> list[tuple[Tensor, bool]]:
