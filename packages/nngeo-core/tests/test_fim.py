@@ -242,6 +242,7 @@ def test_options_are_checked(model: nn.Module) -> None:
 
 def test_a_missing_generator_says_what_to_install(registry: Registry, model: nn.Module) -> None:
     registry.unregister("Plugin")
-    for representation in ("trace", PMatTrace):
-        with pytest.raises(PluginError, match="unknown generator 'hooks'; known: none"):
-            _fim(model, representation, variant=GaussianLikelihood())
+    with pytest.raises(PluginError, match="unknown pmat representation 'trace'; known: none"):
+        _fim(model)
+    with pytest.raises(PluginError, match="unknown generator 'hooks'; known: none"):
+        _fim(model, PMatTrace, variant=GaussianLikelihood())

@@ -76,7 +76,5 @@ def EmpiricalFIM(
         (3, 3)
     """
     likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
-    generator = registry.generator("hooks")(
-        model, likelihood, function, layer_collection, device, n_output, memory_budget, check
-    )
-    return swept(generator, loader, representation, progress)
+    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)

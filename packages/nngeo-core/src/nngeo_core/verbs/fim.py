@@ -78,7 +78,5 @@ def FIM(
         >>> F.size(), F.n_examples
         ((9, 9), 2)
     """
-    generator = registry.generator("hooks")(
-        model, variant, function, layer_collection, device, n_output, memory_budget, check
-    )
-    return swept(generator, loader, representation, progress)
+    arguments = (model, variant, function, layer_collection, device, n_output, memory_budget, check)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)

@@ -79,7 +79,5 @@ def GGN(
     """
     inner = likelihood_for_loss(variant, loss)
     likelihood = inner if loss is None else LossCurvature(inner, loss)
-    generator = registry.generator("hooks")(
-        model, likelihood, function, layer_collection, device, n_output, memory_budget, check
-    )
-    return swept(generator, loader, representation, progress)
+    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)

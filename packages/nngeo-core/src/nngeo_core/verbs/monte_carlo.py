@@ -75,7 +75,5 @@ def FIM_MonteCarlo(
         ((9, 9), 10)
     """
     likelihood = MonteCarlo(chosen_likelihood(variant), trials, fresh_seed(generator))
-    differentiator = registry.generator("hooks")(
-        model, likelihood, function, layer_collection, device, n_output, memory_budget, check
-    )
-    return swept(differentiator, loader, representation, progress)
+    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)

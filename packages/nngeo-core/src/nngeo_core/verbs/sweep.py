@@ -1,6 +1,6 @@
 """One sweep over the data for the representations that a verb was asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nngeo_core.matrices.choice import chosen_representation
@@ -12,11 +12,11 @@ from nngeo_core.sweep.populate import collect
 __all__ = ["swept"]
 
 
-def swept(generator: Generator, loader: Any, representation: Any, progress: bool) -> PMat | list[PMat]:
+def swept(made: Callable[[], Generator], loader: Any, representation: Any, progress: bool) -> PMat | list[PMat]:
     """The matrices that a generator's Jacobians sum up to, with as many passes as the neediest asks.
 
     Args:
-        generator: Differentiates the model, with the metric on its outputs.
+        made: Makes the generator, once the representations are known to exist.
         loader: One batch or a loader.
         representation: A registered name, a class, `"auto"`, a mapping from layers to those, or a list of any of them.
         progress: Whether to show a progress bar for each pass.
@@ -29,6 +29,7 @@ def swept(generator: Generator, loader: Any, representation: Any, progress: bool
     choices = [chosen_representation(choice) for choice in wanted]
     if not choices:
         raise ValueError("representation is an empty list; give at least one name or class")
+    generator = made()
     prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
     found = iter(_collected(generator, loader, choices, prepared, progress))
     matrices = [
