@@ -44,24 +44,28 @@ def run_unwritten(network: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     return outputs
 
 
-def check_examples(network: Network, batch: Batch, outputs: Tensor) -> None:
+def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tensor | None = None) -> None:
     """Raise unless a network gives every example, alone and with every other one, what it gets among all.
 
     Args:
         network: Maps a batch to its outputs.
         batch: Some examples.
         outputs: Those of the batch, with their graph.
+        alone: Those of its last example alone, if they are known.
 
     Raises:
         UnsupportedLayerError: The model mixes examples, or draws random numbers.
     """
     n, computed, outputs = len(outputs), coarsest(outputs), outputs.detach()
     if n == 1:
-        check_repeatable(network(batch), outputs, computed)
+        check_repeatable(network(batch) if alone is None else alone.detach(), outputs, computed)
         return
     for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)):
-        examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
-        found = outputs_alone(network, examples, batch)
+        if alone is not None and some.start == n - 1:
+            found = alone
+        else:
+            examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
+            found = outputs_alone(network, examples, batch)
         if differ(found.detach(), outputs[some], computed):
             check_repeatable(network(batch), outputs, computed)
             raise UnsupportedLayerError(
@@ -72,7 +76,12 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor) -> None:
 
 
 def examined_plan(
-    generator: Generator, network: Network, plan: Sequence[Use], batch: Batch, forward: Forward
+    generator: Generator,
+    network: Network,
+    plan: Sequence[Use],
+    batch: Batch,
+    forward: Forward,
+    alone: Tensor | None = None,
 ) -> tuple[tuple[Use, ...], bool]:
     """A plan by which every layer's sum w J agrees with a plain gradient of the model on these examples.
 
@@ -84,6 +93,7 @@ def examined_plan(
         plan: The uses of the layers' parameters to start from.
         batch: Some examples.
         forward: Runs the model on them with hooks for a plan.
+        alone: The outputs of the last example alone, if they are known.
 
     Returns:
         The plan, and whether several directions can go backward at once.
@@ -96,7 +106,7 @@ def examined_plan(
     with torch.enable_grad():
         graph = run_unwritten(partial(network.with_parameters, parameters), batch)
     outputs, computed = graph.detach(), coarsest(graph)
-    check_examples(network, batch, graph)
+    check_examples(network, batch, graph, alone)
     directions, weights = _random_directions(outputs)
     try:
         precise = keeps_precision(graph)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import UnsupportedLayerError
+from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
@@ -82,6 +82,7 @@ class HooksGenerator(Generator):
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
+        self._alone: tuple[Sequence[Use], Capture, Graph] | None = None
         self._budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
         self._ways = [*all_ways(), self._by_layers]
         self._sound: set[Way] = set()
@@ -194,7 +195,8 @@ class HooksGenerator(Generator):
         due = self._is_due(self._trusted, state, n)
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
             plan = self._first_plan if due else self._plan
-            self._examine(self._sample(part, self._examined_bytes(part, plan)), plan)
+            self._measure(part, plan)
+            self._examine(self._sample(part, self._examined_bytes(part)), plan)
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
 
@@ -203,7 +205,11 @@ class HooksGenerator(Generator):
         shapes = example_shapes(part.batch)
         if shapes not in self._chunks:
             last = part.select(slice(len(part.numbers) - 1, None))
-            alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
+            if self._alone is not None and self._alone[0] == self._plan:
+                _, alone, graph = self._alone
+            else:
+                alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
+            self._alone = None
             alone.raise_refused()
             directions, _ = self.count_directions(alone.outputs.detach(), last.batch)
             self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, self._budget, graph)
@@ -245,14 +251,28 @@ class HooksGenerator(Generator):
         unseen = seen not in ((state, n > 1), (state, True))
         return self.check == "every-batch" or (self.check == "first-batch" and unseen)
 
-    def _examined_bytes(self, part: Part, plan: Sequence[Use]) -> int:
+    def _measure(self, part: Part, plan: Sequence[Use]) -> None:
+        """Run the last example alone, with hooks on: what that takes decides how many are examined, and how all are cut."""
+        last, self._alone = part.select(slice(len(part.numbers) - 1, None)), None
+        try:
+            capture, graph = measure_graph(partial(self._forward, last, plan), self.model.parameters())
+        except (UnsupportedLayerError, RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError | NonFiniteError):
+                raise
+            return  # the examination mends it, or says why not
+        if not capture.refused:
+            self._alone = plan, capture, graph
+            self._graphs[example_shapes(part.batch)] = graph
+
+    def _examined_bytes(self, part: Part) -> int:
         """What the examination takes for each example: three graphs, and the layers' Jacobians of two directions."""
         graph = self._graph(part)
         try:
-            one = self._forward(part.select(slice(len(part.numbers) - 1, None)), plan).footprint()
+            one = None if self._alone is None else self._alone[1].footprint()
         except UnsupportedLayerError:  # the examination mends it, or says why not
-            return 3 * graph.total
-        return 3 * graph.total + one.inputs + 2 * (one.gradients + IN_FLIGHT * graph.largest)
+            one = self._alone = None
+        jacobians = 0 if one is None else one.inputs + 2 * (one.gradients + IN_FLIGHT * graph.largest)
+        return 3 * graph.total + jacobians
 
     def _sample(self, part: Part, bytes_each: int) -> Part:
         """What is examined of a batch: its last examples, as far as they fit the budget, and two at least."""
@@ -261,8 +281,8 @@ class HooksGenerator(Generator):
 
     def _examine(self, part: Part, plan: Sequence[Use]) -> None:
         """Mend a plan until it is exact on these examples."""
-        forward = partial(self._forward, part)
-        self._plan, self._batched = examined_plan(self, self._network, plan, part.batch, forward)
+        forward, alone = partial(self._forward, part), None if self._alone is None else self._alone[1].outputs
+        self._plan, self._batched = examined_plan(self, self._network, plan, part.batch, forward, alone)
         self._chunks.clear()
 
     def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
