@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
 from nngeo_generators.trust import check_repeatable, differ, differing_layers
 
-__all__ = ["check_examples", "examined_plan", "outputs_alone", "run_unwritten"]
+__all__ = ["check_examples", "examined_plan", "outputs_alone", "raise_alone", "run_unwritten"]
 
 Forward = Callable[[Sequence[Use]], Capture]
 
@@ -139,10 +140,20 @@ def outputs_alone(network: Network, examples: Batch, batch: Batch) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        network(batch)  # raises what the model itself raises
-        n = count_examples(examples)
-        raise UnsupportedLayerError(f"the model cannot be called on {n} of the examples alone: {error}") from error
+        raise_alone(network, examples, batch, error)
     return outputs
+
+
+def raise_alone(network: Network, examples: Batch, batch: Batch, error: Exception) -> NoReturn:
+    """Raise what the model itself raises for a batch, or else what it raised for some of its examples, with a reason.
+
+    Raises:
+        UnsupportedLayerError: The network takes the batch, and not these examples alone.
+    """
+    network(batch)
+    raise UnsupportedLayerError(
+        f"the model cannot be called on {count_examples(examples)} of the examples alone: {error}"
+    ) from error
 
 
 def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:

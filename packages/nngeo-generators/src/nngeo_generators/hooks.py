@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
+from nngeo_core.errors import UnsupportedLayerError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
@@ -29,7 +29,7 @@ from nngeo_generators.chunking import (
     signed_blocks,
 )
 from nngeo_generators.coverage import Coverage, coverage_of
-from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, run_unwritten
+from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, raise_alone, run_unwritten
 from nngeo_generators.joining import Part, join
 from nngeo_generators.linearize import Way, all_ways
 from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
@@ -256,10 +256,12 @@ class HooksGenerator(Generator):
         last, self._alone = part.select(slice(len(part.numbers) - 1, None)), None
         try:
             capture, graph = measure_graph(partial(self._forward, last, plan), self.model.parameters())
-        except (UnsupportedLayerError, RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError | NonFiniteError):
-                raise
+        except UnsupportedLayerError:
             return  # the examination mends it, or says why not
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise_alone(self._network, last.batch, part.batch, error)
         if not capture.refused:
             self._alone = plan, capture, graph
             self._graphs[example_shapes(part.batch)] = graph
