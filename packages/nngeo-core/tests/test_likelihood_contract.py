@@ -36,9 +36,9 @@ def counts() -> LikelihoodCase:
 
 
 def values(likelihood: GaussianLikelihood | None = None) -> LikelihoodCase:
-    grid = torch.arange(-24, 24, 0.25, dtype=torch.float64).unsqueeze(1)
+    grid = torch.arange(-24, 24, 0.3, dtype=torch.float64).unsqueeze(1)
     chosen = GaussianLikelihood(covariance=4.0) if likelihood is None else likelihood
-    return LikelihoodCase(chosen, draw(3, 1), lambda f, y: Normal(f, 2.0).log_prob(y).sum(1), grid, volume=0.25)
+    return LikelihoodCase(chosen, draw(3, 1), lambda f, y: Normal(f, 2.0).log_prob(y).sum(1), grid, volume=0.3)
 
 
 class TestBuiltIn(LikelihoodContract):

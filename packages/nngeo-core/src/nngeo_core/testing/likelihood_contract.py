@@ -46,7 +46,7 @@ class LikelihoodCase:
         """The total probability, shape (n,), and E[s s^T], shape (n, m, m), with s the gradient of log p for m outputs."""
         n, m = len(self.outputs), self.outputs[0].numel()
         total, moment = self.outputs.new_zeros(n), self.outputs.new_zeros(n, m, m)
-        volumes = torch.as_tensor(self.volume).expand(len(self.outcomes))
+        volumes = torch.as_tensor(self.volume, dtype=self.outputs.dtype).expand(len(self.outcomes))
         for outcome, volume in zip(self.outcomes, volumes, strict=True):
             log_probability, s = self.gradient(outcome.expand(n, *outcome.shape))
             weight = log_probability.exp() * volume
