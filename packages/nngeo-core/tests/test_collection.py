@@ -483,3 +483,18 @@ def test_from_model_leaves_the_model_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_some_layers_keep_names_rules_and_structure() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[2].weight = model[0].weight
+    whole = LayerCollection.from_model(model)
+    part = whole.restricted(["3", "0.weight" if "0.weight" in whole else "0"])
+    assert list(part) == [layer_id for layer_id in whole if layer_id in part]
+    for layer_id in part:
+        assert part.parameter_names[layer_id] == whole.parameter_names[layer_id]
+        assert part.structure(layer_id) == whole.structure(layer_id)
+    assert part.rules == whole.rules
+    whole.check_contains(part)
+    with pytest.raises(LayerCollectionMismatchError, match=r"the layers \['head'\] are not in a collection that has"):
+        whole.restricted(["head"])

@@ -56,7 +56,7 @@ def shares(model: nn.Module, layers: LayerCollection, choices: Any = None) -> tu
             f"a mixed representation is asked for by a mapping such as {_EXAMPLE}; got {choices!r}"
         )
     keys = [_checked_key(key) for key in choices if key is not None]
-    taken = _first_come(keys, layers_meant(model, layers.parameter_names, keys))
+    taken = _first_come(keys, layers_meant(model, layers.parameter_names, keys, layers.rules))
     rest = tuple(layer_id for layer_id in layers if not any(layer_id in found for found in taken))
     if rest and None not in choices:
         raise LayerCollectionMismatchError(

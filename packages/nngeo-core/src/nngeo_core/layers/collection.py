@@ -193,6 +193,7 @@ class LayerCollection(Mapping[str, Layer]):
             if layer_id in layer_ids:
                 part.add_layer(layer_id, self[layer_id], self.parameter_names[layer_id])
         part._origins.update({layer_id: origin for layer_id, origin in self._origins.items() if layer_id in part})
+        part.rules.update(self.rules)
         return part
 
     def get_layerid_module_maps(self, model: nn.Module) -> tuple[dict[str, nn.Module], dict[nn.Module, str]]:

@@ -7,7 +7,8 @@ from typing import TypeAlias
 from torch import nn
 
 from nngeo_core.layers.grouping import Group, group_parameters
-from nngeo_core.layers.sources import find_sources
+from nngeo_core.layers.rule import LayerRule
+from nngeo_core.layers.sources import NO_RULES, find_sources
 
 __all__ = ["Choice", "layers_meant", "select_groups"]
 
@@ -33,7 +34,10 @@ def select_groups(model: nn.Module, groups: Iterable[Group], choices: Sequence[C
 
 
 def layers_meant(
-    model: nn.Module, parameter_names: Mapping[str, Sequence[str]], choices: Sequence[Choice]
+    model: nn.Module,
+    parameter_names: Mapping[str, Sequence[str]],
+    choices: Sequence[Choice],
+    rules: Mapping[str, LayerRule] = NO_RULES,
 ) -> list[list[str]]:
     """The layers of a collection that each of the choices means, in the collection's order.
 
@@ -41,6 +45,7 @@ def layers_meant(
         model: The model.
         parameter_names: The names of each layer's parameters, by layer id.
         choices: Patterns of module paths or parameter names, module types, or modules of the model.
+        rules: Rules that were found before, as for `find_sources`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -49,7 +54,9 @@ def layers_meant(
         [['0', '2'], ['2'], []]
     """
     held = {name for names in parameter_names.values() for name in names}
-    group_of = {name: group for group in group_parameters(find_sources(model, held), held) for name in group.names}
+    group_of = {
+        name: group for group in group_parameters(find_sources(model, held, rules), held) for name in group.names
+    }
     return [
         [
             layer_id
