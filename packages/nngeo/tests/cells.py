@@ -23,7 +23,7 @@ def check_cells(matrix: PMat, other: PMat, tolerance: float) -> "Cells":
     """Check all operations.
 
     Args:
-        matrix: Positive semidefinite.
+        matrix: Symmetric; damped above its negative eigenvalues, if it has any.
         other: Another one of the same representation, about the same layers.
         tolerance: Relative error, in units of the largest eigenvalue.
     """
@@ -51,7 +51,8 @@ class Cells:
         self.d = len(self.dense)
         self.eye = torch.eye(self.d, dtype=torch.float64)
         self.scale = float(torch.linalg.matrix_norm(self.dense, 2))
-        self.regul = 0.1 * self.scale or 0.1
+        lowest = float(torch.linalg.eigvalsh(self.dense)[0])  # negative for a quasi-diagonal matrix
+        self.regul = 0.1 * self.scale + 2 * max(-lowest, 0.0) or 0.1
         generator = torch.Generator().manual_seed(3)
         self.v = random_pvector(self.matrix.layer_collection, dtype=self.matrix.dtype, generator=generator)
         self.flat = _flat(self.v)
