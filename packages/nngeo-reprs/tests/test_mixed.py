@@ -22,6 +22,7 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_core.testing import Case, PMatAlgebraContract, PMatContract, fisher, relative_error
 from nngeo_core.testing.models import mlp
 from nngeo_reprs import PMatBlockDiag, PMatDense, PMatDiag, PMatEye, PMatKFAC, PMatMixed
+from nngeo_reprs.diag import DiagAccumulator
 from nngeo_reprs.mixed_choice import Share
 from nngeo_reprs.mixed_sums import MixedAccumulator
 
@@ -64,6 +65,23 @@ class PMatRootless(PMatDiag):
     """A diagonal without one of the operations."""
 
     _sqrt = PMat._sqrt
+
+
+class TwiceAccumulator(DiagAccumulator):
+    """Forgets its first pass when the second begins."""
+
+    passes = 2
+
+    def begin_pass(self, number: int) -> None:
+        super().begin_pass(number)
+        if number:
+            self.sums.clear()
+
+
+class PMatTwice(PMatDiag):
+    """A diagonal from the second of two passes."""
+
+    accumulator = TwiceAccumulator
 
 
 class Normalised(nn.Module):
@@ -273,3 +291,23 @@ def test_other_data_is_refused(data: Any, error: type[Exception], message: str) 
 def test_data_and_a_mapping_are_too_much() -> None:
     with pytest.raises(ValueError, match="got a `representation` too"):
         PMatMixed(data=[], representation={None: "diag"})
+
+
+def test_a_part_that_takes_two_passes_is_resumed_in_each() -> None:
+    """Halves of the data, merged, saved and loaded between the passes; the diagonal is complete after the first."""
+    case, mapping = mlp((4, 3, 3, 2)), {"2": PMatTwice, None: "diag"}
+    generator = registry.generator("hooks")(case.model, "classif_logits")
+    state: dict[str, Tensor] = {}
+    for number in range(PMatMixed.prepare(generator, mapping).passes):
+        halves = [PMatMixed.prepare(generator, mapping) for _ in range(2)]
+        for sums, rows in zip(halves, (slice(0, 3), slice(3, 7)), strict=True):
+            if state:
+                sums.load_state_dict(state)
+            sums.begin_pass(number)
+            sums.update(generator.jacobian(case.inputs[rows]))
+        halves[0].merge(halves[1])
+        state = halves[0].state_dict()
+    expected = _fim(case, mapping)
+    found = PMatMixed(generator, data=halves[0].finalize())
+    assert number == 1
+    assert relative_error(found.get_dense_tensor(), expected.get_dense_tensor()) <= 1e-12

@@ -61,8 +61,6 @@ class MixedAccumulator(Accumulator):
         self.parts = [_part(self.generator, share) for share in shares]
         self.passes = max(part.sums.passes for part in self.parts)
         self.signed = all(part.sums.signed for part in self.parts)
-        for part in self.parts:
-            part.sums.begin_pass(self._pass)
 
     def begin_pass(self, number: int) -> None:
         """Begin the pass of all parts that need it."""
@@ -96,10 +94,12 @@ class MixedAccumulator(Accumulator):
         ]
         if lacking:
             self._divide(lacking)
+            for part in self._active():
+                part.sums.begin_pass(self._pass)
         self.without_factors = lacking
 
     def merge(self, other: Accumulator) -> None:
-        """Add the sums of other examples.
+        """Add the sums of other examples in this pass; parts that it does not concern are complete, in both.
 
         Raises:
             TypeError: The other one is of another representation, or of the same ones for other layers.
@@ -117,7 +117,8 @@ class MixedAccumulator(Accumulator):
         super().merge(other)
         if isinstance(other, MixedAccumulator) and other.without_factors is not None:
             for ours, added in zip(self.parts, other.parts, strict=True):
-                ours.sums.merge(added.sums)
+                if self._pass < ours.sums.passes:  # else it was complete before both began this pass
+                    ours.sums.merge(added.sums)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The example count, each part's sums under its number, and which layers turned out to have no factors."""
