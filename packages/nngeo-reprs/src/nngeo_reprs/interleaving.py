@@ -1,5 +1,6 @@
 """Interleaving: where the layers of some collections lie in one that has them all."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -35,14 +36,15 @@ class Interleaving:
     def __init__(self, whole: LayerCollection, parts: Sequence[LayerCollection]) -> None:
         for part in parts:
             whole.check_contains(part)
-        held = [layer_id for part in parts for layer_id in part]
-        twice, missing = {name for name in held if held.count(name) > 1}, [name for name in whole if name not in held]
+        times = Counter(layer_id for part in parts for layer_id in part)
+        twice, missing = [name for name in times if times[name] > 1], [name for name in whole if name not in times]
         if twice or missing:
             raise LayerCollectionMismatchError(
-                f"the parts of a matrix have each of its layers once; got {sorted(twice)} twice and {missing} not at all"
+                f"the parts of a matrix have each of its layers once; got {twice} twice and {missing} not at all"
             )
         self._d = whole.numel()
-        self._places = [[whole.slices()[layer_id] for layer_id in part] for part in parts]
+        slices = whole.slices()
+        self._places = [[slices[layer_id] for layer_id in part] for part in parts]
         origin = {layer_id: (k, place) for k, part in enumerate(parts) for layer_id, place in part.slices().items()}
         self._origins = [origin[layer_id] for layer_id in whole]
 
