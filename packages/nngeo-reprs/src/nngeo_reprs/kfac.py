@@ -1,6 +1,6 @@
 """PMatKFAC: each layer's block as one Kronecker product."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, overload
 
@@ -8,35 +8,44 @@ import torch
 from torch import Tensor
 
 from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
-from nngeo_core.errors import LayerCollectionMismatchError, NonFiniteError, ShapeError
+from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_invertible, factorize
 from nngeo_core.linear_algebra.finite import all_finite
-from nngeo_core.matrices.pmat import PMat
 from nngeo_core.vectors.pvector import PVector
+from nngeo_reprs.ekfac import PMatEKFAC
 from nngeo_reprs.kfac_sums import KFACAccumulator
 from nngeo_reprs.kronecker import (
-    KroneckerBasis,
+    averaged,
     compose,
     dense_block,
     diagonal,
-    eigenbasis,
     factored_damping,
     multiply,
     norms,
+    pseudo_inverse,
+    singular_values,
 )
+from nngeo_reprs.kronecker_basis import EigenBlock, FactorSpectrum, spectrum
+from nngeo_reprs.kronecker_matrix import KroneckerMatrix
+from nngeo_reprs.sum import PMatSum
 
 __all__ = ["PMatKFAC"]
 
 
-class PMatKFAC(PMat):
+class PMatKFAC(KroneckerMatrix):
     """Each layer's block as G (x) A; cross-layer blocks are zero (Martens & Grosse 2015; Grosse & Martens 2016).
 
     A = (1/n) sum_i sum_s a a^T over the layer's inputs, with the constant input of a bias, G = (1/n) sum_i (1/s) sum_s
     sum_c g g^T over its output gradients: sums over positions s in A, averages in G. Exact for deep linear networks
     without shared positions under `regression`; elsewhere it neglects that a and g are correlated. Memory
     sum_l (A_l^2 + G_l^2); an embedding's A is diagonal, and kept as its diagonal.
+
+    `inverse(regul)` and the sum with c I have the same eigenvectors and no factors: they are `PMatEKFAC`. Roots and
+    pseudo-inverses are taken factor by factor, with a cut-off at W eps times the largest eigenvalue of each factor, W wide.
+    `update(examples, decay)` averages each factor by itself, as is practised in natural gradient (Martens & Grosse 2015,
+    section 5): the average of products is none, so it is not the average of matrices. A sum is a `PMatSum`.
 
     `data` is a mapping from layer id to `KroneckerFactors`, or to a pair (A, G) of matrices.
 
@@ -54,12 +63,8 @@ class PMatKFAC(PMat):
     data: dict[str, KroneckerFactors]
 
     def _checked(self, data: Any) -> dict[str, KroneckerFactors]:
-        if not isinstance(data, Mapping) or list(data) != list(self.layer_collection):
-            given = list(data) if isinstance(data, Mapping) else type(data).__name__
-            raise LayerCollectionMismatchError(
-                f"the data of a PMatKFAC is a mapping with the layers {list(self.layer_collection)}, got {given}"
-            )
-        return {layer_id: self._checked_factors(layer_id, pair) for layer_id, pair in data.items()}
+        pairs = self._mapping_of_layers(data)
+        return {layer_id: self._checked_factors(layer_id, pair) for layer_id, pair in pairs.items()}
 
     def _checked_factors(self, layer_id: str, given: KroneckerFactors | tuple[Tensor, Tensor]) -> KroneckerFactors:
         shapes = self.layer_collection[layer_id].parameter_shapes()
@@ -97,22 +102,41 @@ class PMatKFAC(PMat):
         }
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatKFAC":
+        return self._changed(change, self.symmetric, self.n_examples)
+
+    def _changed(
+        self, change: Callable[[Tensor], Tensor], symmetric: bool, n_examples: int | None = None
+    ) -> "PMatKFAC":
+        """A matrix whose factors are changed one by one."""
         changed = {
             layer_id: replace(factors, inputs=change(factors.inputs), outputs=change(factors.outputs))
             for layer_id, factors in self.data.items()
         }
-        return self._like(changed, self.symmetric, self.n_examples)
+        return self._like(changed, symmetric, n_examples)
+
+    def _eigen_kind(self) -> type[PMatEKFAC]:
+        return PMatEKFAC
+
+    def _spectra(self) -> dict[str, FactorSpectrum]:
+        """The eigendecompositions of all factors, computed once."""
+        return self._cached("spectra", lambda: {layer_id: spectrum(factors) for layer_id, factors in self.data.items()})
+
+    def _eigenblocks(self) -> dict[str, EigenBlock]:
+        return self._cached(
+            "eigenblocks", lambda: {layer_id: found.block() for layer_id, found in self._spectra().items()}
+        )
+
+    def _layout(self, layer_id: str) -> KroneckerLayout:
+        return self.data[layer_id].layout
+
+    def _diagonal(self, layer_id: str) -> Tensor:
+        return diagonal(self.data[layer_id])
+
+    def _block(self, layer_id: str, split_weight_bias: bool) -> Tensor:
+        return dense_block(self.data[layer_id], split_weight_bias)
 
     def _mv(self, v: Tensor) -> Tensor:
         return self._by_layer(v, lambda layer_id, matrix: multiply(self.data[layer_id], matrix))
-
-    def _by_layer(self, v: Tensor, act: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """Apply a function of each layer's matrix (..., q, G, A) to v (..., d)."""
-        parts = []
-        for layer_id, place in self.layer_collection.slices().items():
-            layout = self.data[layer_id].layout
-            parts.append(layout.from_matrix(act(layer_id, layout.to_matrix(v[..., place]))))
-        return torch.cat(parts, -1)
 
     @overload
     def solve(self, v: PVector, regul: float | Tensor = ..., use_pi: bool = ...) -> PVector: ...
@@ -136,27 +160,21 @@ class PMatKFAC(PMat):
             UnsupportedOperationError: The matrix is a product, and damped.
         """
         checked = checked_regul(regul)
-        found: PVector | Tensor = self._on_vectors(lambda rows: self._damped_solve(rows, checked, use_pi), v)
+        act = self._factored_solve if use_pi and self.symmetric else self._solve
+        found: PVector | Tensor = self._on_vectors(lambda rows: act(rows, checked), v)
         return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
-        return self._damped_solve(v, regul, use_pi=False)
+        return super()._solve(v, regul) if self.symmetric else self._solve_product(v, regul)
 
-    def _damped_solve(self, v: Tensor, regul: float, use_pi: bool) -> Tensor:
-        if not self.symmetric:
-            return self._solve_product(v, regul)
-        return self._by_layer(v, lambda layer_id, matrix: self._divided(layer_id, matrix, regul, use_pi))
+    def _factored_solve(self, v: Tensor, regul: float) -> Tensor:
+        def divide(layer_id: str, matrix: Tensor) -> Tensor:
+            found = self._spectra()[layer_id]
+            damped = found.products(*factored_damping(self.data[layer_id], regul))
+            check_invertible(damped, regul, f"the block of layer '{layer_id}'")
+            return EigenBlock(found.basis, 1 / damped).multiply(matrix)
 
-    def _divided(self, layer_id: str, matrix: Tensor, regul: float, use_pi: bool) -> Tensor:
-        basis = self._bases()[layer_id]
-        shifts = factored_damping(self.data[layer_id], regul) if use_pi else (0.0, 0.0)
-        damped = basis.eigenvalues(*shifts) + (0.0 if use_pi else regul)
-        check_invertible(damped, regul, f"the block of layer '{layer_id}'")
-        return basis.divide(matrix, damped)
-
-    def _bases(self) -> dict[str, KroneckerBasis]:
-        """The eigendecompositions of all factors, computed once."""
-        return self._cached("bases", lambda: {layer_id: eigenbasis(factors) for layer_id, factors in self.data.items()})
+        return self._by_layer(v, divide)
 
     def _solve_product(self, v: Tensor, regul: float) -> Tensor:
         """G^-1 V A^-T by LU: a product of Kronecker matrices has no orthogonal eigenbasis."""
@@ -175,20 +193,22 @@ class PMatKFAC(PMat):
 
         return self._by_layer(v, divide)
 
-    def _inverse(self, regul: float) -> "PMatKFAC":
-        if regul:
-            self._unsupported(
-                f"(M + {regul:g} I)^-1", f"use solve(v, regul={regul:g}) for its products, or inverse(regul=0)"
-            )
-        if not self.symmetric:
-            self._unsupported("the inverse of a product", "use solve(v, regul=0) for its products")
-        return self._like({layer_id: self._inverse_factors(layer_id) for layer_id in self.data})
+    def _inverse(self, regul: float) -> Any:
+        self._check_symmetric("the inverse", "use solve(v, regul=0) for its products")
+        return super()._inverse(regul)
 
-    def _inverse_factors(self, layer_id: str) -> KroneckerFactors:
-        basis = self._bases()[layer_id]
-        check_invertible(basis.eigenvalues(), 0.0, f"the block of layer '{layer_id}'")
-        inputs, outputs = basis.inverse()
-        return replace(self.data[layer_id], inputs=inputs, outputs=outputs)
+    def _pinv(self) -> "PMatKFAC":
+        return self._changed(pseudo_inverse, self.symmetric)
+
+    def _sqrt(self) -> "PMatKFAC":
+        return self._like(
+            {layer_id: found.root(f"layer '{layer_id}'") for layer_id, found in self._spectra().items()}
+        )
+
+    def _singular_values(self, what: str) -> Tensor:
+        if self.symmetric:
+            return super()._singular_values(what)
+        return torch.cat([singular_values(factors).flatten() for factors in self.data.values()])
 
     def _mm(self, other: "PMatKFAC") -> "PMatKFAC":
         products = {}
@@ -201,10 +221,8 @@ class PMatKFAC(PMat):
             products[layer_id] = compose(mine, theirs)
         return self._like(products, symmetric=False)
 
-    def _add(self, other: "PMatKFAC") -> "PMatKFAC":
-        self._unsupported(
-            "a sum of two Kronecker products", "add the products mv of both, or compute both as PMatDense"
-        )
+    def _add(self, other: "PMatKFAC") -> PMatSum:
+        return PMatSum([self, other])
 
     def _scaled(self, scalar: float | Tensor) -> "PMatKFAC":
         scaled = {
@@ -216,33 +234,18 @@ class PMatKFAC(PMat):
         """The trace, 0-dimensional: sum over layers and groups of tr A tr G."""
         return torch.stack([diagonal(factors).sum() for factors in self.data.values()]).sum()
 
-    def frobenius_norm(self) -> Tensor:
-        """The Frobenius norm, 0-dimensional: |A| |G| for each group."""
-        norm: Tensor = torch.linalg.vector_norm(torch.cat([norms(factors) for factors in self.data.values()]))
-        return norm
+    def _norm_per_layer(self) -> dict[str, Tensor]:
+        return {layer_id: torch.linalg.vector_norm(norms(factors)) for layer_id, factors in self.data.items()}
 
-    def get_diag(self, split_weight_bias: bool = True) -> Tensor:
-        """The diagonal, shape (d,).
-
-        Args:
-            split_weight_bias: Order each layer's weights before its biases, as flat parameters are; otherwise each output's
-                bias follows its weights.
-        """
-        parts = []
-        for factors in self.data.values():
-            block = diagonal(factors)
-            parts.append(factors.layout.from_matrix(block) if split_weight_bias else block.flatten())
-        return torch.cat(parts)
-
-    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
-        """All entries, shape (d, d).
-
-        Args:
-            split_weight_bias: Order each layer's weights before its biases, as flat parameters are; otherwise each output's
-                bias follows its weights.
-        """
-        d = self.layer_collection.numel()
-        dense = torch.zeros(d, d, dtype=self.dtype, device=self.device)
-        for layer_id, place in self.layer_collection.slices().items():
-            dense[place, place] = dense_block(self.data[layer_id], split_weight_bias)
-        return dense
+    def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[dict[str, Any], int | None]:
+        self._check_symmetric("an average", "update the matrices before they are multiplied")
+        new = type(self)(
+            self.generator, examples=examples, layer_collection=self.layer_collection, progress=progress
+        ).to(self.dtype, self.device)
+        found = {layer_id: averaged(factors, new.data[layer_id], decay) for layer_id, factors in self.data.items()}
+        for layer_id, factors in found.items():
+            if factors is None:
+                self._unsupported(
+                    f"the average over layer '{layer_id}' of blocks with different groups", "compute both from examples"
+                )
+        return found, new.n_examples

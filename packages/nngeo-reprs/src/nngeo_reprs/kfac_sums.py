@@ -1,7 +1,7 @@
 """The sums that become Kronecker factors."""
 
 from collections.abc import Mapping
-from dataclasses import astuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,16 @@ from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.kronecker import zero_factors
+from nngeo_reprs.layouts import layouts_from_state, layouts_to_state
 
 __all__ = ["KFACAccumulator"]
 
 
 class KFACAccumulator(Accumulator):
     """Sums both factors of each layer's block."""
+
+    reduced: ClassVar[bool] = False
+    """Whether shared positions are made one first, as in KFAC-reduce."""
 
     def __init__(self, layer_collection: LayerCollection) -> None:
         super().__init__(layer_collection)
@@ -27,15 +31,17 @@ class KFACAccumulator(Accumulator):
         """Add each layer's factors; the input factor does not depend on the directions and comes with the first slice."""
         for layer_id, jacobian in batch.layers.items():
             try:
-                factors = jacobian.kronecker_factors(inputs=batch.first_slice)
+                chosen = jacobian.reduced() if self.reduced else jacobian
+                factors = chosen.kronecker_factors(inputs=batch.first_slice)
             except UnsupportedOperationError as error:
                 raise UnsupportedOperationError(
-                    f"layer '{layer_id}': {error}. KFAC of the "
-                    "other layers: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
+                    f"layer '{layer_id}': {error}. Kronecker factors where there are some and exact blocks elsewhere: "
+                    'representation={nn.Linear: "kfac", nn.Conv2d: "kfac", None: "blockdiag"}, or "mixed" to choose by layer; '
+                    "those layers alone: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
                 ) from error
             self.layouts[layer_id] = factors.layout
-            self.add(f"{layer_id}.inputs", factors.inputs)
-            self.add(f"{layer_id}.outputs", factors.outputs)
+            self.add(f"{layer_id}.inputs", factors.inputs.to(batch.dtype))
+            self.add(f"{layer_id}.outputs", factors.outputs.to(batch.dtype))
         self.add("zero", torch.zeros((), dtype=batch.dtype, device=batch.device))
 
     def merge(self, other: Accumulator) -> None:
@@ -46,18 +52,12 @@ class KFACAccumulator(Accumulator):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The example count and the sums, and where each layer's factors lie in its parameters."""
-        layouts = {f"layouts.{layer_id}": torch.tensor(astuple(layout)) for layer_id, layout in self.layouts.items()}
-        return {**super().state_dict(), **layouts}
+        return {**super().state_dict(), **layouts_to_state(self.layouts)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
-        self.layouts = {}
-        for key, numbers in state.items():
-            if key.startswith("layouts."):
-                groups, outputs, inputs, has_bias, leading_inputs = numbers.tolist()
-                layout = KroneckerLayout(groups, outputs, inputs, bool(has_bias), leading_inputs)
-                self.layouts[key.removeprefix("layouts.")] = layout
+        self.layouts = layouts_from_state(state)
 
     def finalize(self) -> dict[str, KroneckerFactors]:
         """Both factors of each layer, averaged over examples; zero for a layer that was never called."""

@@ -5,66 +5,25 @@ group: (G (x) A) vec(V) = vec(G V A^T). An input factor may be diagonal, and is 
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
-from nngeo_core.linear_algebra.symmetric import eigh
+from nngeo_core.linear_algebra.spectrum import reciprocals
 
 __all__ = [
-    "KroneckerBasis",
+    "averaged",
     "compose",
     "dense_block",
     "diagonal",
-    "eigenbasis",
     "factored_damping",
     "multiply",
     "norms",
+    "pseudo_inverse",
+    "singular_values",
     "zero_factors",
 ]
-
-
-@dataclass(frozen=True)
-class KroneckerBasis:
-    """The eigendecomposition of a block with symmetric factors.
-
-    Attributes:
-        input_values: Eigenvalues of A, shape (q, A).
-        input_vectors: Its eigenvectors, shape (q, A, A); None where it is diagonal, so that they are the unit vectors.
-        output_values: Eigenvalues of G, shape (q, G).
-        output_vectors: Its eigenvectors, shape (q, G, G).
-    """
-
-    input_values: Tensor
-    input_vectors: Tensor | None
-    output_values: Tensor
-    output_vectors: Tensor
-
-    def eigenvalues(self, input_shift: float = 0.0, output_shift: float = 0.0) -> Tensor:
-        """Eigenvalues of (G + output_shift I) (x) (A + input_shift I), shape (q, G, A)."""
-        return (self.output_values + output_shift).unsqueeze(-1) * (self.input_values + input_shift).unsqueeze(-2)
-
-    def divide(self, matrix: Tensor, eigenvalues: Tensor) -> Tensor:
-        """Divide V (..., q, G, A) by eigenvalues (q, G, A) in the eigenbasis."""
-        rotated = self.output_vectors.mT @ matrix
-        if self.input_vectors is None:
-            return self.output_vectors @ (rotated / eigenvalues)
-        return self.output_vectors @ (rotated @ self.input_vectors / eigenvalues) @ self.input_vectors.mT
-
-    def inverse(self) -> tuple[Tensor, Tensor]:
-        """A^-1 and G^-1, the former as its diagonal where A is diagonal."""
-        outputs = (self.output_vectors / self.output_values.unsqueeze(-2)) @ self.output_vectors.mT
-        if self.input_vectors is None:
-            return 1 / self.input_values, outputs
-        return (self.input_vectors / self.input_values.unsqueeze(-2)) @ self.input_vectors.mT, outputs
-
-
-def eigenbasis(factors: KroneckerFactors) -> KroneckerBasis:
-    """The eigendecompositions of both factors."""
-    values, vectors = (factors.inputs, None) if factors.inputs.ndim == 2 else eigh(factors.inputs)
-    return KroneckerBasis(values, vectors, *eigh(factors.outputs))
 
 
 def multiply(factors: KroneckerFactors, matrix: Tensor) -> Tensor:
@@ -81,6 +40,35 @@ def compose(first: KroneckerFactors, second: KroneckerFactors) -> KroneckerFacto
     else:
         inputs = a.unsqueeze(-1) * b if a.ndim == 2 else a * b.unsqueeze(-2)
     return KroneckerFactors(inputs, first.outputs @ second.outputs, first.layout)
+
+
+def averaged(old: KroneckerFactors, new: KroneckerFactors, decay: float) -> KroneckerFactors | None:
+    """Each factor as decay times the old one plus (1 - decay) times the new one.
+
+    The zero block of a layer that was never called fits every layout. None if two others have different ones.
+    """
+    if old.layout == new.layout and old.inputs.ndim == new.inputs.ndim:
+        inputs = decay * old.inputs + (1 - decay) * new.inputs
+        return KroneckerFactors(inputs, decay * old.outputs + (1 - decay) * new.outputs, old.layout)
+    if not old.outputs.any():
+        return KroneckerFactors((1 - decay) * new.inputs, (1 - decay) * new.outputs, new.layout)
+    if not new.outputs.any():
+        return KroneckerFactors(decay * old.inputs, decay * old.outputs, old.layout)
+    return None
+
+
+def singular_values(factors: KroneckerFactors) -> Tensor:
+    """All singular values of the block, shape (q, G, A): the products of those of the factors."""
+    inputs = factors.inputs.abs() if factors.inputs.ndim == 2 else torch.linalg.svdvals(factors.inputs)
+    products: Tensor = torch.linalg.svdvals(factors.outputs).unsqueeze(-1) * inputs.unsqueeze(-2)
+    return products
+
+
+def pseudo_inverse(factor: Tensor) -> Tensor:
+    """The pseudo-inverse of a factor (q, W, W), or of a diagonal one (q, W), with a cut-off at W eps times its norm."""
+    if factor.ndim == 2:
+        return reciprocals(factor, factor.shape[-1])
+    return torch.linalg.pinv(factor, rtol=factor.shape[-1] * torch.finfo(factor.dtype).eps)
 
 
 def norms(factors: KroneckerFactors) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import UnsupportedOperationError
-from nngeo_core.jacobians.layout import KroneckerFactors
+from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 
 __all__ = ["LayerJacobian"]
 
@@ -69,6 +69,18 @@ class LayerJacobian(ABC):
         """
         return self
 
+    def reduced(self) -> "LayerJacobian":
+        """What the Kronecker factors of "KFAC-reduce" are computed from (Eschenhagen et al. 2023).
+
+        Of a layer with shared positions, the one whose positions are one: inputs averaged over them, gradients summed, as if
+        all positions had read the same input. It is exact where the outputs are averaged over positions, and linear; of a
+        layer without positions it is J itself.
+
+        Raises:
+            UnsupportedOperationError: The averaged inputs have no factor that could be stored.
+        """
+        return self
+
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n), for v of shape (d,)."""
         return self.to_dense() @ v
@@ -99,6 +111,11 @@ class LayerJacobian(ABC):
         rows, columns = self.to_dense(), other.to_dense()
         return torch.einsum("cnd,kmd->cnkm", rows, columns)  # c, k outputs; n, m examples; d parameters
 
+    @property
+    def pairs(self) -> KroneckerLayout | None:
+        """Where the weights and the bias of each output lie, of a layer that has both and so a `bias_cross`; else None."""
+        return None
+
     def bias_cross(self) -> Tensor:
         """The entries of J^T J between each weight and the bias of its output, in the weight's order, shape (d_weight,).
 
@@ -125,11 +142,12 @@ class LayerJacobian(ABC):
             "use the diagonal or the dense representation for this layer"
         )
 
-    def rotate(self, input_basis: Tensor, output_basis: Tensor) -> "LayerJacobian":
-        """The Jacobian in a Kronecker-factored basis, for EKFAC.
+    def rotate(self, input_basis: Tensor | None, output_basis: Tensor) -> "LayerJacobian":
+        """The Jacobian in a Kronecker-factored basis, for EKFAC: its parameters are the coordinates, in the order (q, G, A).
 
         Args:
-            input_basis: Shape (q, A, A), or (q, A + 1, A + 1) with a bias; columns are the basis vectors.
+            input_basis: Shape (q, A, A), or (q, A + 1, A + 1) with a bias; columns are the basis vectors. None for unit
+                vectors: the inputs stay as they are, and the coordinates lie as the parameters did.
             output_basis: Shape (q, G, G).
 
         Raises:

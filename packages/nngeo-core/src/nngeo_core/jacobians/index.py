@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.layout import KroneckerFactors, matrix_layout
 from nngeo_core.jacobians.masks import joined_masks
@@ -65,6 +66,15 @@ class IndexJacobian(LayerJacobian):
     def with_mask(self, mask: Tensor) -> LayerJacobian:
         """The same J with the mask, if it is for as many look-ups."""
         return replace(self, mask=mask) if mask.shape[1] == self.index.shape[1] else self
+
+    def reduced(self) -> LayerJacobian:
+        """J itself where every example looks one row up."""
+        if self.index.shape[1] == 1:
+            return self
+        raise UnsupportedOperationError(
+            f"averaged over {self.index.shape[1]} look-ups, the one-hot inputs of a table of {self.rows} rows have an input "
+            f"factor of {self.rows} x {self.rows} entries; use 'kfac' or 'ekfac' for tables, whose input factor is diagonal"
+        )
 
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
@@ -129,6 +139,15 @@ class IndexJacobian(LayerJacobian):
         outputs = (rows.T @ rows).unsqueeze(0)
         layout = matrix_layout({"weight": (self.rows, self.g.shape[3])}, transposed=True)
         return KroneckerFactors(counts, outputs, layout)
+
+    def rotate(self, input_basis: Tensor | None, output_basis: Tensor) -> LayerJacobian:
+        """The gradients g V of the same look-ups: the input factor is diagonal, its eigenvectors are unit vectors."""
+        if input_basis is not None:
+            raise UnsupportedOperationError(
+                f"the inputs of a table of {self.rows} rows are unit vectors, which a basis of "
+                f"{tuple(input_basis.shape)} would fill; rotate(None, output_basis) keeps them"
+            )
+        return replace(self, g=self.g @ output_basis[0])
 
     def _kept(self) -> tuple[Tensor, Tensor]:
         """Which positions have a derivative, shape (n, s), and their gradients, shape (c, kept, G)."""

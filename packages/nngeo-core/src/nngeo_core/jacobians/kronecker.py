@@ -86,6 +86,24 @@ class KroneckerJacobian(LayerJacobian):
         """The same J with the mask, if it is for as many positions."""
         return KroneckerJacobian(self._a, self.g, self.layout, mask) if mask.shape[1] == self.positions else self
 
+    def reduced(self) -> LayerJacobian:
+        """One position: the inputs' average over the positions that count, the sum of their gradients, and a bias's 1."""
+        if self.mask is None:
+            return KroneckerJacobian(lambda: self.a.mean(1, keepdim=True), self.g.sum(2, keepdim=True), self.layout)
+        kept = self.mask.to(self.dtype)
+        weights = kept / kept.sum(1, keepdim=True).clamp(min=1)
+        return KroneckerJacobian(
+            lambda: torch.einsum("nsqa,ns->nqa", self.a, weights).unsqueeze(1),
+            torch.einsum("cnsqg,ns->cnqg", self.g, kept).unsqueeze(2),
+            self.layout,
+            self.mask.any(1, keepdim=True),
+        )
+
+    @property
+    def pairs(self) -> KroneckerLayout | None:
+        """The layout, with a bias."""
+        return self.layout if self.layout.has_bias else None
+
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
         weight = torch.stack([self._gradients(g) for g in self.g])
@@ -214,12 +232,13 @@ class KroneckerJacobian(LayerJacobian):
         outputs = _second_moment_over_positions(self.g.flatten(0, 1)) / max(1, self.positions)
         return KroneckerFactors(factor, outputs, self.layout)
 
-    def rotate(self, input_basis: Tensor, output_basis: Tensor) -> "KroneckerJacobian":
+    def rotate(self, input_basis: Tensor | None, output_basis: Tensor) -> "KroneckerJacobian":
         """The same structure with inputs a U and output gradients g V; the bias becomes one more input."""
+        g = torch.einsum("cnsqg,qgh->cnsqh", self.g, output_basis)
+        if input_basis is None:
+            return KroneckerJacobian(self._a, g, self.layout)
         layout = KroneckerLayout(self.layout.groups, output_basis.shape[-1], input_basis.shape[-1], has_bias=False)
-        return KroneckerJacobian(
-            lambda: self._rotated_inputs(input_basis), torch.einsum("cnsqg,qgh->cnsqh", self.g, output_basis), layout
-        )
+        return KroneckerJacobian(lambda: self._rotated_inputs(input_basis), g, layout)
 
     def _rotated_inputs(self, basis: Tensor) -> Tensor:
         """(a, 1) U without appending the 1."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.layout import KroneckerLayout
 
 __all__ = ["ScaleShiftJacobian"]
 
@@ -60,6 +61,11 @@ class ScaleShiftJacobian(LayerJacobian):
         """J, shape (c, n, d)."""
         scale = self._scale_gradients()
         return torch.cat((scale, self.g.sum(2)), 2) if self.has_bias else scale
+
+    @property
+    def pairs(self) -> KroneckerLayout | None:
+        """Each channel is an output with one weight."""
+        return KroneckerLayout(1, self.g.shape[3], 1, has_bias=True) if self.has_bias else None
 
     def bias_cross(self) -> Tensor:
         """The entries of J^T J between each scale and its shift, shape (C,)."""

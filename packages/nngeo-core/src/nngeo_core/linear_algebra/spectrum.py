@@ -9,10 +9,10 @@ __all__ = ["reciprocals", "roots"]
 
 
 def roots(eigenvalues: Tensor, size: int, what: str) -> Tensor:
-    """Square roots of the eigenvalues of a positive semidefinite matrix; zero up to d eps times the largest.
+    """Square roots of the eigenvalues of positive semidefinite matrices; zero up to d eps times the largest.
 
     Args:
-        eigenvalues: Of any shape.
+        eigenvalues: Those of one matrix along the last axis, shape (..., k).
         size: The d of the cut-off.
         what: Names the matrix.
 
@@ -20,8 +20,8 @@ def roots(eigenvalues: Tensor, size: int, what: str) -> Tensor:
         NotPositiveDefiniteError: One is negative beyond the cut-off.
     """
     cutoff = _cutoff(eigenvalues, size)
-    smallest = eigenvalues.min()
-    if smallest < -cutoff:
+    if (eigenvalues < -cutoff).any():
+        smallest = eigenvalues.min()
         raise NotPositiveDefiniteError(
             f"{what} has the negative eigenvalue {float(smallest):.1e} and no real square root; add c I with "
             f"c >= {-float(smallest):.0e} first"
@@ -33,7 +33,7 @@ def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
     """1 / w, and zero where |w| is at most d eps times the largest.
 
     Args:
-        eigenvalues: Of any shape.
+        eigenvalues: Those of one matrix along the last axis, shape (..., k).
         size: The d of the cut-off.
     """
     kept = eigenvalues.abs() > _cutoff(eigenvalues, size)
@@ -41,4 +41,4 @@ def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
 
 
 def _cutoff(eigenvalues: Tensor, size: int) -> Tensor:
-    return size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().max()
+    return size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().amax(-1, keepdim=True)

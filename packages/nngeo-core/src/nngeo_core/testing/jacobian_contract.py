@@ -211,13 +211,32 @@ def _check_factor(factor: Tensor, layout: KroneckerLayout, width: int, name: str
     assert (smallest >= -TOLERANCES[factor.dtype] * scale).all(), f"{name} has the eigenvalue {smallest.min():.1e}"
 
 
+def _check_reduced(jacobian: LayerJacobian, other: LayerJacobian) -> None:
+    """The same sum of gradients over positions, so the same J where inputs do not differ between them."""
+    try:
+        reduced = jacobian.reduced()
+    except UnsupportedOperationError:
+        return
+    assert reduced.shape == jacobian.shape, f"reduced has shape {reduced.shape}, J {jacobian.shape}"
+    again = reduced.reduced()
+    agree(again.to_dense(), _dense(reduced), "reduced twice")
+    if jacobian.pairs is not None and getattr(jacobian, "mask", None) is None:
+        d = len(jacobian.bias_cross())
+        agree(reduced.to_dense()[..., d:], _dense(jacobian)[..., d:], "the biases' part of reduced")
+
+
 def _check_rotate(jacobian: LayerJacobian, other: LayerJacobian) -> None:
     factors = _factors(jacobian)
-    if factors is None or factors.inputs.ndim == 2:
+    if factors is None:
         return
     layout = factors.layout
-    inputs, outputs = _draw(jacobian, *factors.inputs.shape), _draw(jacobian, *factors.outputs.shape)
+    outputs = _draw(jacobian, *factors.outputs.shape)
     matrices = layout.to_matrix(_dense(jacobian))  # c direction, n example, q group, g, h outputs, a, b inputs
+    kept = torch.einsum("cnqga,qgh->cnqha", matrices, outputs.double())
+    agree(jacobian.rotate(None, outputs).to_dense(), layout.from_matrix(kept), "rotate of the outputs alone")
+    if factors.inputs.ndim == 2:
+        return
+    inputs, outputs = _draw(jacobian, *factors.inputs.shape), _draw(jacobian, *factors.outputs.shape)
     expected = torch.einsum("cnqga,qgh,qab->cnqhb", matrices, outputs.double(), inputs.double())
     rotated = jacobian.rotate(inputs, outputs)
     agree(rotated.to_dense(), expected.flatten(2), "rotate")
@@ -231,6 +250,7 @@ CONTRACTIONS: Mapping[str, Callable[[LayerJacobian, LayerJacobian], None]] = {
     "gram": _check_gram,
     "jvp": _check_jvp,
     "kronecker_factors": _check_kronecker_factors,
+    "reduced": _check_reduced,
     "rotate": _check_rotate,
     "second_moment": _check_second_moment,
     "squares": _check_squares,
