@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -30,42 +29,28 @@ from nngeo_core.testing import (
     PMatAlgebraContract,
     PMatContract,
     block_diagonal,
+    factors_of_parameters,
     fisher,
     kfac_factors,
     kronecker_block,
     relative_error,
 )
 from nngeo_core.testing.models import mlp
-from nngeo_reprs import PMatKFAC
+from nngeo_reprs import PMatEKFAC, PMatEye, PMatKFAC, PMatSum
 
 LAYERS = LayerCollection({"fc": LinearLayer(2, 3)})
 VARIANTS = ("classif_logits", "regression")
 
 
-def _factors_by_definition(case: Case, names: Sequence[str], variant: str) -> tuple[Tensor, Tensor]:
-    """A and G of the layer with these parameters: the oracle's, without what belongs to parameters that it lacks."""
-    parameters = dict(case.model.named_parameters())
-    paths = [
-        path
-        for path, module in case.model.named_modules()
-        if any(own is parameters[names[0]] for own in module.parameters(recurse=False))
-    ]
-    a, g = kfac_factors(case.model, case.inputs, paths, variant)
-    has_one = a.shape[-1] != case.model.get_submodule(paths[0]).weight[0].numel()  # type: ignore[union-attr, operator]
-    locals_ = {name.rpartition(".")[2] for name in names}
-    if locals_ == {"bias"}:
-        return a[:, -1:, -1:], g
-    return (a[:, :-1, :-1] if has_one and "bias" not in locals_ else a), g
-
-
 class TestPMatKFAC(PMatContract):
     representation = PMatKFAC
-    unsupported = frozenset({"add", "inverse", "product_solve"})
+    unsupported = frozenset({"product_solve"})
+    inverse_kind = "ekfac"
 
     def dense_value(self, case: Case, layers: LayerCollection, variant: str) -> Tensor:
         blocks = []
         for names in layers.parameter_names.values():
-            a, g = _factors_by_definition(case, names, variant)
+            a, g = factors_of_parameters(kfac_factors, case.model, case.inputs, names, variant)
             blocks.append(kronecker_block(a, g, has_bias=len(names) == 2))
         return torch.block_diag(*blocks)
 
@@ -73,13 +58,16 @@ class TestPMatKFAC(PMatContract):
     def test_factors(self, case: Case, variant: str) -> None:
         matrix = FIM(case.model, case.inputs, PMatKFAC, variant=variant)
         for layer_id, factors in matrix.data.items():
-            a, g = _factors_by_definition(case, matrix.layer_collection.parameter_names[layer_id], variant)
+            a, g = factors_of_parameters(
+                kfac_factors, case.model, case.inputs, matrix.layer_collection.parameter_names[layer_id], variant
+            )
             assert relative_error(factors.inputs, a) <= 1e-12
             assert relative_error(factors.outputs, g) <= 1e-12
 
 
 class TestPMatKFACFromData(PMatAlgebraContract):
-    unsupported = frozenset({"add", "inverse", "product_solve"})
+    unsupported = frozenset({"product_solve"})
+    inverse_kind = "ekfac"
 
     def build(self, layers: LayerCollection, seed: int) -> PMat:
         generator = torch.Generator().manual_seed(seed)
@@ -220,29 +208,92 @@ def test_a_singular_factor_needs_no_more_damping_than_rounding() -> None:
 def test_what_is_no_kronecker_product_raises() -> None:
     matrix = _kfac(_spd(3), _spd(3, seed=1))
     with pytest.raises(
-        UnsupportedOperationError, match="a sum of two Kronecker products is not a PMatKFAC; add the prod"
+        UnsupportedOperationError, match=r"the inverse of a PMatKFAC that is not symmetric.*; use solve"
     ):
-        matrix + matrix
-    with pytest.raises(
-        UnsupportedOperationError, match=r"\(M \+ 0.1 I\)\^-1 is not a PMatKFAC; use solve\(v, regul=0.1\)"
-    ):
-        matrix.inverse(0.1)
-    with pytest.raises(UnsupportedOperationError, match="the inverse of a product is not a PMatKFAC; use solve"):
         matrix.mm(matrix).inverse(0)
     with pytest.raises(
         UnsupportedOperationError, match="damped inverse of a product.*; solve with both matrices in turn"
     ):
         matrix.mm(matrix).solve(_vector(LAYERS), 0.1)
+    with pytest.raises(UnsupportedOperationError, match="the sum with a multiple.*not symmetric.*; add the products"):
+        matrix.mm(matrix) + PMatEye(layer_collection=LAYERS, scaling=1.0)
 
 
-def test_the_undamped_inverse_is_exact() -> None:
+def test_what_keeps_the_eigenvectors_alone_is_in_their_basis() -> None:
     matrix, v = _kfac(_spd(3), _spd(3, seed=1)), _vector(LAYERS)
-    inverse = matrix.inverse(0)
     eye = torch.eye(9, dtype=torch.float64)
-    assert relative_error(inverse.get_dense_tensor() @ matrix.get_dense_tensor(), eye) <= 1e-11
-    assert _residual(matrix, inverse.mv(v), v, 0.0) <= 1e-11
+    for regul in (0.0, 0.1):
+        inverse = matrix.inverse(regul)
+        assert isinstance(inverse, PMatEKFAC)
+        assert relative_error(inverse.get_dense_tensor() @ (matrix.get_dense_tensor() + regul * eye), eye) <= 1e-11
+        assert _residual(matrix, inverse.mv(v), v, regul) <= 1e-11
+    assert isinstance(matrix + PMatEye(layer_collection=LAYERS, scaling=0.1), PMatEKFAC)
+    assert isinstance(matrix + matrix, PMatSum)
+    assert relative_error(matrix.convert("ekfac").get_dense_tensor(), matrix.get_dense_tensor()) <= 1e-12
     with pytest.raises(NotPositiveDefiniteError, match="the block of layer 'fc'"):
         _kfac(_spd(3), torch.ones(3, 3, dtype=torch.float64)).inverse(0)
+
+
+def test_roots_and_pseudo_inverses_cut_each_factor_off() -> None:
+    a, rows = _spd(3), torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    matrix = _kfac(a, rows.T @ rows)
+    root, inverse = matrix.sqrt(), matrix.pinv()
+    assert isinstance(root, PMatKFAC) and isinstance(inverse, PMatKFAC)
+    assert relative_error(root.mm(root).get_dense_tensor(), matrix.get_dense_tensor()) <= 1e-12
+    assert relative_error(inverse.data["fc"].outputs[0], rows.T @ rows / (rows @ rows.T) ** 2) <= 1e-12
+    product = matrix.mm(_kfac(_spd(3, seed=4), _spd(3, seed=5)))
+    expected = torch.linalg.pinv(product.get_dense_tensor(), rtol=1e-12)
+    assert relative_error(product.pinv().get_dense_tensor(), expected) <= 1e-10
+    assert relative_error(product.norm(2), torch.linalg.matrix_norm(product.get_dense_tensor(), 2)) <= 1e-12
+    with pytest.raises(NotPositiveDefiniteError, match="a factor of layer 'fc' has the negative eigenvalue"):
+        (-matrix).sqrt()
+
+
+def test_groups_of_different_scales_have_cut_offs_of_their_own() -> None:
+    layout = KroneckerLayout(2, 1, 2, has_bias=False)
+    layers = LayerCollection({"conv": Conv2dLayer(4, 2, 1, bias=False, groups=2)})
+    inputs = torch.eye(2).double().expand(2, 2, 2) * torch.tensor([1.0, 1e-20], dtype=torch.float64).view(2, 1, 1)
+    factors = KroneckerFactors(inputs, torch.tensor([1e-20, 1.0], dtype=torch.float64).view(2, 1, 1), layout)
+    matrix = PMatKFAC(data={"conv": factors}, layer_collection=layers)
+    assert relative_error(matrix.pinv().get_diag(), torch.full((4,), 1e20, dtype=torch.float64)) <= 1e-12
+    assert relative_error(matrix.sqrt().get_diag(), torch.full((4,), 1e-10, dtype=torch.float64)) <= 1e-12
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+def test_an_update_averages_the_factors_one_by_one(decay: float) -> None:
+    case = MODELS["mlp"]()
+    matrix = FIM(case.model, case.inputs, PMatKFAC)
+    before, new = matrix.data, FIM(case.model, case.inputs[:3] - 1, PMatKFAC)
+    matrix.update(case.inputs[:3] - 1, decay)
+    assert matrix.n_examples == 10
+    for layer_id, factors in matrix.data.items():
+        for name in ("inputs", "outputs"):
+            old, other = getattr(before[layer_id], name), getattr(new.data[layer_id], name)
+            assert relative_error(getattr(factors, name), decay * old + (1 - decay) * other) <= 1e-12
+
+
+def test_an_update_with_a_layer_that_was_dead() -> None:
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.use = nn.Linear(3, 2), nn.Linear(3, 2), "both"
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.first(x) + (self.second(x) if self.use == "both" else 0)
+            return outputs
+
+    model, x = Switched().double(), torch.randn(4, 3, dtype=torch.float64)
+    whole = FIM(model, x, PMatKFAC, variant="regression")
+    alive = whole.data["second"]
+    model.use = "first"
+    matrix = FIM(model, x, PMatKFAC, variant="regression")
+    whole.update(x, 0.75)
+    assert relative_error(whole.data["second"].inputs, 0.75 * alive.inputs) <= 1e-12
+    assert relative_error(whole.data["second"].outputs, 0.75 * alive.outputs) <= 1e-12
+    model.use = "both"
+    matrix.update(x, 0.75)
+    assert relative_error(matrix.data["second"].inputs, 0.25 * alive.inputs) <= 1e-12
+    assert relative_error(matrix.data["second"].outputs, 0.25 * alive.outputs) <= 1e-12
 
 
 def test_a_product_is_solved_without_symmetry() -> None:

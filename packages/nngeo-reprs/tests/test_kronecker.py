@@ -6,7 +6,8 @@ from torch import Tensor
 
 from nngeo_core import KroneckerFactors, KroneckerLayout
 from nngeo_core.testing import kronecker_block, relative_error
-from nngeo_reprs.kronecker import dense_block, diagonal, eigenbasis, factored_damping, multiply, zero_factors
+from nngeo_reprs.kronecker import dense_block, diagonal, factored_damping, multiply, zero_factors
+from nngeo_reprs.kronecker_basis import EigenBlock, spectrum
 
 LAYOUTS = {
     "linear": KroneckerLayout(1, 3, 2, has_bias=True),
@@ -70,15 +71,15 @@ def test_product_of_several_vectors(factors: KroneckerFactors) -> None:
 
 
 def test_eigenbasis_inverts_the_damped_block(factors: KroneckerFactors) -> None:
-    v, basis = torch.randn(factors.layout.numel, dtype=torch.float64), eigenbasis(factors)
+    v, block = torch.randn(factors.layout.numel, dtype=torch.float64), spectrum(factors).block()
     eye = torch.eye(len(v), dtype=torch.float64)
-    found = basis.divide(factors.layout.to_matrix(v), basis.eigenvalues() + 0.5)
+    found = EigenBlock(block.basis, 1 / (block.values + 0.5)).multiply(factors.layout.to_matrix(v))
     expected = torch.linalg.solve(_dense_by_entries(factors) + 0.5 * eye, v)
     assert relative_error(factors.layout.from_matrix(found), expected) <= 1e-11
 
 
 def test_shifted_eigenvalues_are_those_of_shifted_factors(factors: KroneckerFactors) -> None:
-    found = eigenbasis(factors).eigenvalues(0.25, 2.0).flatten().sort().values
+    found = spectrum(factors).products(0.25, 2.0).flatten().sort().values
     eyes = (torch.eye(factor.shape[-1], dtype=torch.float64) for factor in (factors.inputs, factors.outputs))
     inputs, outputs = (
         factor + r * eye for factor, r, eye in zip((factors.inputs, factors.outputs), (0.25, 2.0), eyes, strict=True)

@@ -59,7 +59,9 @@ class ArrowBlock:
 
     def norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        found: Tensor = torch.hypot(torch.linalg.vector_norm(self.diagonal), 2**0.5 * torch.linalg.vector_norm(self.cross))
+        found: Tensor = torch.hypot(
+            torch.linalg.vector_norm(self.diagonal), 2**0.5 * torch.linalg.vector_norm(self.cross)
+        )
         return found
 
     def dense(self) -> Tensor:

@@ -72,7 +72,7 @@ class PMatEKFAC(KroneckerMatrix):
     @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> dict[str, int | None]:
         """A^2 + G^2 + A G for each group of a layer, A counting a bias; G^2 + V G for a table of V rows."""
-        numbers = {}
+        numbers: dict[str, int | None] = {}
         for layer_id in layers:
             found = layers.structure(layer_id)
             if found is not None and found.factor_shapes is not None:
@@ -93,7 +93,9 @@ class PMatEKFAC(KroneckerMatrix):
     def tensors(self) -> dict[str, Tensor]:
         """Each layer's `"<layer id>.values"`, and its eigenvectors `"<layer id>.outputs"` and `"<layer id>.inputs"`."""
         return {
-            f"{layer_id}.{name}": tensor for layer_id, block in self.data.items() for name, tensor in _parts(block).items()
+            f"{layer_id}.{name}": tensor
+            for layer_id, block in self.data.items()
+            for name, tensor in _parts(block).items()
         }
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatEKFAC":
@@ -118,7 +120,7 @@ class PMatEKFAC(KroneckerMatrix):
     def _block(self, layer_id: str, split_weight_bias: bool) -> Tensor:
         return self.data[layer_id].dense(split_weight_bias)
 
-    def get_KFE(self, split_weight_bias: bool = True) -> dict[str, Tensor]:  # noqa: N802
+    def get_KFE(self, split_weight_bias: bool = True) -> dict[str, Tensor]:
         """Each layer's eigenvectors U written out as columns, shape (d_l, d_l), in the order of `values` flattened.
 
         `U @ values.flatten().diag() @ U.T` is the layer's block.
@@ -143,7 +145,9 @@ class PMatEKFAC(KroneckerMatrix):
 
     def _mm(self, other: "PMatEKFAC") -> Any:
         if not self._shares_basis(other):
-            self._unsupported("the product of blocks with different eigenvectors", "use mv twice, or convert('blockdiag')")
+            self._unsupported(
+                "the product of blocks with different eigenvectors", "use mv twice, or convert('blockdiag')"
+            )
         return self._in_eigenbasis(lambda layer_id, block: block.values * other.data[layer_id].values)
 
     def _add(self, other: "PMatEKFAC") -> Any:
@@ -174,7 +178,9 @@ class PMatEKFAC(KroneckerMatrix):
             ValueError: The matrix has no generator.
         """
         if self.generator is None:
-            raise ValueError("this PMatEKFAC has no generator to compute eigenvalues from examples; it was made from data")
+            raise ValueError(
+                "this PMatEKFAC has no generator to compute eigenvalues from examples; it was made from data"
+            )
         self.data, self.n_examples = self._refreshed(examples, progress)
 
     def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[dict[str, EigenBlock], int | None]:

@@ -57,7 +57,9 @@ class EKFACAccumulator(KFACAccumulator):
             ValueError: The first pass saw no examples, or is over and cannot begin anew.
         """
         if number == 0 and self.bases:
-            raise ValueError("these sums are in their second pass, in a basis that is fixed; take new ones for a first pass")
+            raise ValueError(
+                "these sums are in their second pass, in a basis that is fixed; take new ones for a first pass"
+            )
         if number == 1:
             if not (self.bases or self.sums):
                 raise ValueError("no examples in the first pass, so that there is no basis for the second one")
@@ -108,7 +110,9 @@ class EKFACAccumulator(KFACAccumulator):
             if f"bases.{layer_id}.outputs" in state:
                 inputs, outputs = state.get(f"bases.{layer_id}.inputs"), state[f"bases.{layer_id}.outputs"]
                 layout = self.layouts.get(layer_id, KroneckerLayout(len(outputs), 1, 1, has_bias=False))
-                self.bases[layer_id] = KroneckerBasis(None if inputs is None else inputs.clone(), outputs.clone(), layout)
+                self.bases[layer_id] = KroneckerBasis(
+                    None if inputs is None else inputs.clone(), outputs.clone(), layout
+                )
 
     def finalize(self) -> dict[str, EigenBlock]:  # type: ignore[override]
         """Each layer's block, its eigenvalues averaged over examples.
@@ -117,7 +121,9 @@ class EKFACAccumulator(KFACAccumulator):
             ValueError: There was no second pass.
         """
         if not self.bases:
-            raise ValueError("EKFAC takes two passes over the data; call begin_pass(1), then update with the same examples")
+            raise ValueError(
+                "EKFAC takes two passes over the data; call begin_pass(1), then update with the same examples"
+            )
         return _blocks(self, self.bases)
 
 
@@ -146,4 +152,6 @@ def _blocks(sums: Accumulator, bases: Mapping[str, KroneckerBasis]) -> dict[str,
 
 
 def _same_bases(first: Mapping[str, KroneckerBasis], second: Mapping[str, KroneckerBasis]) -> bool:
-    return first.keys() == second.keys() and all(same_basis(basis, second[layer_id]) for layer_id, basis in first.items())
+    return first.keys() == second.keys() and all(
+        same_basis(basis, second[layer_id]) for layer_id, basis in first.items()
+    )

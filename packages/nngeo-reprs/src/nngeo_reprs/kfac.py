@@ -201,9 +201,7 @@ class PMatKFAC(KroneckerMatrix):
         return self._changed(pseudo_inverse, self.symmetric)
 
     def _sqrt(self) -> "PMatKFAC":
-        return self._like(
-            {layer_id: found.root(f"layer '{layer_id}'") for layer_id, found in self._spectra().items()}
-        )
+        return self._like({layer_id: found.root(f"layer '{layer_id}'") for layer_id, found in self._spectra().items()})
 
     def _singular_values(self, what: str) -> Tensor:
         if self.symmetric:
@@ -226,7 +224,8 @@ class PMatKFAC(KroneckerMatrix):
 
     def _scaled(self, scalar: float | Tensor) -> "PMatKFAC":
         scaled = {
-            layer_id: replace(factors, outputs=factors.outputs * scalar) for layer_id, factors in self.data.items()
+            layer_id: replace(factors, inputs=factors.inputs.clone(), outputs=factors.outputs * scalar)
+            for layer_id, factors in self.data.items()
         }
         return self._like(scaled, self.symmetric, self.n_examples)
 

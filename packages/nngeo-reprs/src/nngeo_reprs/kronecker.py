@@ -68,7 +68,8 @@ def pseudo_inverse(factor: Tensor) -> Tensor:
     """The pseudo-inverse of a factor (q, W, W), or of a diagonal one (q, W), with a cut-off at W eps times its norm."""
     if factor.ndim == 2:
         return reciprocals(factor, factor.shape[-1])
-    return torch.linalg.pinv(factor, rtol=factor.shape[-1] * torch.finfo(factor.dtype).eps)
+    inverse: Tensor = torch.linalg.pinv(factor, rtol=factor.shape[-1] * torch.finfo(factor.dtype).eps)
+    return inverse
 
 
 def norms(factors: KroneckerFactors) -> Tensor:

@@ -61,7 +61,8 @@ class KroneckerMatrix(PMat):
     ) -> Any:
         """A matrix with the same eigenvectors and other eigenvalues."""
         blocks = {
-            layer_id: EigenBlock(block.basis, change(layer_id, block)) for layer_id, block in self._eigenblocks().items()
+            layer_id: EigenBlock(block.basis, change(layer_id, block))
+            for layer_id, block in self._eigenblocks().items()
         }
         return self._eigen_kind()(
             self.generator,

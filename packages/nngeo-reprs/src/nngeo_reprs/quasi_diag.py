@@ -120,7 +120,9 @@ class PMatQuasiDiag(PMat):
 
     def _check_block(self, layer_id: str, block: Any) -> None:
         if not isinstance(block, ArrowBlock):
-            raise TypeError(f"layer '{layer_id}': the data of a PMatQuasiDiag are ArrowBlocks, got {type(block).__name__}")
+            raise TypeError(
+                f"layer '{layer_id}': the data of a PMatQuasiDiag are ArrowBlocks, got {type(block).__name__}"
+            )
         layout, numel = block.layout, self.layer_collection[layer_id].numel()
         expected = (layout.groups, layout.outputs, layout.inputs + 1), (layout.groups, layout.outputs, layout.inputs)
         found = (tuple(block.diagonal.shape), tuple(block.cross.shape))
@@ -207,21 +209,26 @@ class PMatQuasiDiag(PMat):
         )
 
     def _mm(self, other: "PMatQuasiDiag") -> Any:
-        self._unsupported("the product of two, which fills each neuron's block,", "use mv twice, or convert('blockdiag')")
+        self._unsupported(
+            "the product of two, which fills each neuron's block,", "use mv twice, or convert('blockdiag')"
+        )
 
     def _sqrt(self) -> Any:
         self._unsupported("a square root, which fills each neuron's block,", "convert('blockdiag') has one")
 
     def _pinv(self) -> Any:
         self._unsupported(
-            "a pseudo-inverse, which fills each neuron's block,", "convert('blockdiag') has one, and solve(v, regul) solves"
+            "a pseudo-inverse, which fills each neuron's block,",
+            "convert('blockdiag') has one, and solve(v, regul) solves",
         )
 
     def _add(self, other: "PMatQuasiDiag") -> "PMatQuasiDiag":
         sums = {layer_id: block.plus(other.data[layer_id]) for layer_id, block in self.data.items()}
         for layer_id, block in sums.items():
             if block is None:
-                self._unsupported(f"the sum over layer '{layer_id}' of blocks with other pairs", "add their products mv")
+                self._unsupported(
+                    f"the sum over layer '{layer_id}' of blocks with other pairs", "add their products mv"
+                )
         return self._like(sums)
 
     def _add_identity(self, scaling: Tensor) -> "PMatQuasiDiag":
@@ -298,4 +305,3 @@ class PMatQuasiDiag(PMat):
 
 def _what(layer_id: str) -> str:
     return f"the block of layer '{layer_id}'"
-

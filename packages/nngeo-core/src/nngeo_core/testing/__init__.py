@@ -1,6 +1,12 @@
 """For tests of nngeo and of what plugs into it: oracles by plain autograd, and the models to try them on."""
 
 from nngeo_core.testing.jacobian_contract import JacobianContract
+from nngeo_core.testing.kronecker_oracles import (
+    ekfac_block,
+    factors_of_parameters,
+    kfac_reduce_factors,
+    quasi_diagonal,
+)
 from nngeo_core.testing.likelihood_contract import LikelihoodCase, LikelihoodContract
 from nngeo_core.testing.models import MODELS, Case
 from nngeo_core.testing.oracles import (
@@ -31,12 +37,16 @@ __all__ = [
     "RuleCase",
     "RuleContract",
     "block_diagonal",
+    "ekfac_block",
+    "factors_of_parameters",
     "fisher",
     "fisher_directions",
     "fisher_metric",
     "kfac_factors",
+    "kfac_reduce_factors",
     "kronecker_block",
     "output_jacobian",
     "plain_gradient",
+    "quasi_diagonal",
     "relative_error",
 ]
