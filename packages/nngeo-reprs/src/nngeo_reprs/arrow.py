@@ -12,7 +12,7 @@ from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible, factorize
 from nngeo_core.linear_algebra.symmetric import eigh
 
-__all__ = ["ArrowBlock", "without_pairs"]
+__all__ = ["ArrowBlock"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +30,21 @@ class ArrowBlock:
     diagonal: Tensor
     cross: Tensor
     layout: KroneckerLayout
+
+    @classmethod
+    def from_flat(cls, diagonal: Tensor, cross: Tensor | None, layout: KroneckerLayout | None) -> "ArrowBlock":
+        """The block of flat parameters.
+
+        Args:
+            diagonal: Shape (d_l,).
+            cross: The entries between weights and biases in the weight's order, shape (d_weight,).
+            layout: Which weights go with which bias; None, as for `cross`, if there are no pairs.
+        """
+        if cross is None or layout is None:
+            layout = KroneckerLayout(len(diagonal), 1, 0, has_bias=True)
+            cross = diagonal.new_zeros(0)
+        weight, _ = layout.unpack(torch.cat((cross, diagonal.new_zeros(len(diagonal) - len(cross)))))
+        return cls(layout.to_matrix(diagonal), weight, layout)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "ArrowBlock":
         """The block with both tensors changed."""
@@ -184,10 +199,3 @@ def _arrows(diagonal: Tensor, cross: Tensor) -> Tensor:
     matrices = diagonal.diag_embed()
     matrices[:, -1, :-1] = matrices[:, :-1, -1] = cross
     return matrices
-
-
-def without_pairs(diagonal: Tensor) -> ArrowBlock:
-    """The block of parameters of which none goes with another, from their diagonal (d_l,)."""
-    layout = KroneckerLayout(len(diagonal), 1, 0, has_bias=True)
-    matrix = layout.to_matrix(diagonal)
-    return ArrowBlock(matrix, matrix[..., :-1], layout)

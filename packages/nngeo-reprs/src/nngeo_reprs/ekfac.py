@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class PMatEKFAC(KroneckerMatrix):
     """
 
     name = "ekfac"
-    accumulator = EKFACAccumulator
+    accumulator: ClassVar[type[EKFACAccumulator]] = EKFACAccumulator
     data: dict[str, EigenBlock]
 
     def _checked(self, data: Any) -> dict[str, EigenBlock]:
@@ -195,7 +195,8 @@ class PMatEKFAC(KroneckerMatrix):
         """The data with the eigenvalues of other examples, and their number."""
         assert self.generator is not None
         self.layer_collection.check_same(self.generator.layer_collection)
-        sums = EigenvalueAccumulator(self.layer_collection, {name: block.basis for name, block in self.data.items()})
+        bases = {layer_id: block.basis for layer_id, block in self.data.items()}
+        sums = EigenvalueAccumulator(self.layer_collection, bases, self.accumulator.reduced)
         (found,) = collect(self.generator, examples, [sums], type(self).__name__ if progress else False)
         return {
             layer_id: EigenBlock(block.basis, found[layer_id].values.to(block.values))

@@ -1,4 +1,4 @@
-"""PMatEKFACReduce: EKFAC in the eigenbasis of KFAC-reduce."""
+"""PMatEKFACReduce: EKFAC for layers whose outputs are averaged over positions."""
 
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_reprs.ekfac import PMatEKFAC
@@ -9,17 +9,19 @@ __all__ = ["PMatEKFACReduce"]
 
 
 class EKFACReduceAccumulator(EKFACAccumulator):
-    """Sums the factors of Jacobians whose positions were made one, then the squares of the Jacobians as they are."""
+    """Sums the factors of Jacobians whose positions were made one, then their squares."""
 
     reduced = True
 
 
 class PMatEKFACReduce(PMatEKFAC):
-    """Each layer's block in the eigenbasis of its factors of `PMatKFACReduce`, where its diagonal is that of F.
+    """Each layer's block in the eigenbasis of its factors of `PMatKFACReduce`, its eigenvalues corrected as in EKFAC.
 
-    Only the basis is that of the averaged inputs and summed gradients; the eigenvalues are second moments of the
-    Jacobians themselves, the best ones for that basis in the Frobenius norm. Sources: George et al. (2018) for the
-    eigenvalues, Eschenhagen et al. (2023) for the factors.
+    The eigenvalues are the second moments, in that basis, of the Jacobians whose inputs were averaged over positions and
+    whose gradients were summed: those of F where `PMatKFACReduce` is exact but for the dependence of inputs and gradients,
+    as under an average over positions at the end. (The Jacobians as they are have parts outside the span of the averaged
+    inputs, where the factors have no eigenvectors of their own, so that their moments would depend on rounding; `PMatEKFAC`
+    has the exact trace.) Sources: George et al. (2018) for the eigenvalues, Eschenhagen et al. (2023) for the factors.
 
     `data` is that of `PMatEKFAC`.
 

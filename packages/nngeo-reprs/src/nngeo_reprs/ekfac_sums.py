@@ -22,15 +22,19 @@ class EigenvalueAccumulator(Accumulator):
     Args:
         layer_collection: The parameters that the matrix is about.
         bases: One basis for each layer.
+        reduced: Whether shared positions are made one first, as in EKFAC-reduce.
     """
 
-    def __init__(self, layer_collection: LayerCollection, bases: Mapping[str, KroneckerBasis]) -> None:
+    def __init__(
+        self, layer_collection: LayerCollection, bases: Mapping[str, KroneckerBasis], reduced: bool = False
+    ) -> None:
         super().__init__(layer_collection)
         self.bases = bases
+        self.reduced = reduced
 
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's squares."""
-        _add_squares(self, batch, self.bases)
+        _add_squares(self, batch, self.bases, self.reduced)
 
     def finalize(self) -> dict[str, EigenBlock]:
         """Each layer's block, its eigenvalues averaged over examples."""
@@ -75,7 +79,7 @@ class EKFACAccumulator(KFACAccumulator):
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's factors, then its squares."""
         if self.bases:
-            _add_squares(self, batch, self.bases)
+            _add_squares(self, batch, self.bases, self.reduced)
         else:
             super().accumulate(batch)
 
@@ -127,9 +131,10 @@ class EKFACAccumulator(KFACAccumulator):
         return _blocks(self, self.bases)
 
 
-def _add_squares(sums: Accumulator, batch: JacobianBatch, bases: Mapping[str, KroneckerBasis]) -> None:
+def _add_squares(sums: Accumulator, batch: JacobianBatch, bases: Mapping[str, KroneckerBasis], reduced: bool) -> None:
     for layer_id, jacobian in batch.layers.items():
-        sums.add(layer_id, _squares(jacobian, bases[layer_id]).to(batch.dtype))
+        chosen = jacobian.reduced() if reduced else jacobian
+        sums.add(layer_id, _squares(chosen, bases[layer_id]).to(batch.dtype))
 
 
 def _squares(jacobian: LayerJacobian, basis: KroneckerBasis) -> Tensor:

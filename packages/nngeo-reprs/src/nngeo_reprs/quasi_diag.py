@@ -16,7 +16,7 @@ from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.vectors.pvector import PVector
-from nngeo_reprs.arrow import ArrowBlock, without_pairs
+from nngeo_reprs.arrow import ArrowBlock
 from nngeo_reprs.layouts import layouts_from_state, layouts_to_state
 
 __all__ = ["PMatQuasiDiag"]
@@ -71,10 +71,8 @@ class QuasiDiagAccumulator(Accumulator):
 
     def _block(self, layer_id: str) -> ArrowBlock:
         diagonal, layout = self.average(f"{layer_id}.squares"), self.layouts.get(layer_id)
-        if layout is None:
-            return without_pairs(diagonal)
-        cross = torch.cat((self.average(f"{layer_id}.cross"), diagonal.new_zeros(layout.numel - layout.weight_numel)))
-        return ArrowBlock(layout.to_matrix(diagonal), layout.to_matrix(cross)[..., :-1], layout)
+        cross = None if layout is None else self.average(f"{layer_id}.cross")
+        return ArrowBlock.from_flat(diagonal, cross, layout)
 
 
 class PMatQuasiDiag(PMat):

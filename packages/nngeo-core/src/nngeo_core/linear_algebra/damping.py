@@ -45,7 +45,7 @@ def check_definite(eigenvalues: Tensor, regul: float, what: str, exact: bool = F
     if smallest < 0:
         raise NotPositiveDefiniteError(
             f"{what} + {regul:g} I is not positive definite: its smallest eigenvalue is {smallest:.1e}; use "
-            f"regul={regul - 2 * smallest:.0e} or more"
+            f"regul={2 * (regul - smallest):.0e} or more"
         )
     check_invertible(eigenvalues, regul, what, exact)
 

@@ -6,6 +6,7 @@ from nngeo_core.testing.kronecker_oracles import (
     factors_of_parameters,
     kfac_reduce_factors,
     quasi_diagonal,
+    reduced_positions,
 )
 from nngeo_core.testing.likelihood_contract import LikelihoodCase, LikelihoodContract
 from nngeo_core.testing.models import MODELS, Case
@@ -48,5 +49,6 @@ __all__ = [
     "output_jacobian",
     "plain_gradient",
     "quasi_diagonal",
+    "reduced_positions",
     "relative_error",
 ]

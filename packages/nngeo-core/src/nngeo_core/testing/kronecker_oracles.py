@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nngeo_core.testing.oracles import _positions, kronecker_block
 
-__all__ = ["ekfac_block", "factors_of_parameters", "kfac_reduce_factors", "quasi_diagonal"]
+__all__ = ["ekfac_block", "factors_of_parameters", "kfac_reduce_factors", "quasi_diagonal", "reduced_positions"]
 
 
 def factors_of_parameters(
@@ -79,18 +79,41 @@ def kfac_reduce_factors(
         >>> a_factor.tolist(), g_factor.tolist()
         ([[[4.0]]], [[[1.0]]])
     """
+    mean, total = reduced_positions(model, inputs, layer, variant, function)
+    a_factor = torch.einsum("nqi,nqj->qij", mean, mean) / len(inputs)
+    return a_factor, torch.einsum("nkqo,nkqp->qop", total, total) / len(inputs)
+
+
+def reduced_positions(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str | Sequence[str],
+    variant: str,
+    function: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The mean of what a layer reads at its positions, and the sum of the derivatives there, for each example.
+
+    Takes the arguments of `kfac_reduce_factors`.
+
+    Returns:
+        mbar (n, q, a + 1), or (n, q, a) without a bias, and t (n, k, q, g).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 1), nn.Flatten(), nn.AvgPool1d(2)).double()
+        >>> inputs = torch.tensor([[[1.0], [3.0]]], dtype=torch.float64)
+        >>> [part.tolist() for part in reduced_positions(model, inputs, "0", "regression")]
+        [[[[2.0, 1.0]]], [[[[1.0]]]]]
+    """
     modules = [model.get_submodule(path) for path in ([layer] if isinstance(layer, str) else layer)]
     biases = {id(module.bias): module.bias for module in modules}
     append_one = len(biases) == 1 and None not in biases.values()
-    a_factors, g_factors = [], []
+    means, totals = [], []
     for example in inputs.unsqueeze(1):
         a, g = _positions(model if function is None else function, example, modules, variant)
-        mean, total = a.mean(dim=0), g.sum(dim=1)
-        if append_one:
-            mean = torch.cat([mean, torch.ones_like(mean[:, :1])], dim=-1)
-        a_factors.append(torch.einsum("qi,qj->qij", mean, mean))
-        g_factors.append(torch.einsum("kqo,kqp->qop", total, total))
-    return torch.stack(a_factors).mean(dim=0), torch.stack(g_factors).mean(dim=0)
+        mean = a.mean(dim=0)
+        means.append(torch.cat([mean, torch.ones_like(mean[:, :1])], dim=-1) if append_one else mean)
+        totals.append(g.sum(dim=1))
+    return torch.stack(means), torch.stack(totals)
 
 
 def ekfac_block(block: Tensor, a_factor: Tensor, g_factor: Tensor, has_bias: bool) -> Tensor:
