@@ -7,7 +7,6 @@ from torch import Tensor
 from nngeo_core import KroneckerFactors, KroneckerLayout
 from nngeo_core.testing import kronecker_block, relative_error
 from nngeo_reprs.kronecker import dense_block, diagonal, factored_damping, multiply, zero_factors
-from nngeo_reprs.kronecker_basis import EigenBlock, spectrum
 
 LAYOUTS = {
     "linear": KroneckerLayout(1, 3, 2, has_bias=True),
@@ -68,24 +67,6 @@ def test_product_of_several_vectors(factors: KroneckerFactors) -> None:
     v = torch.randn(2, 3, factors.layout.numel, dtype=torch.float64)
     found = factors.layout.from_matrix(multiply(factors, factors.layout.to_matrix(v)))
     assert relative_error(found, v @ _dense_by_entries(factors).T) <= 1e-13
-
-
-def test_eigenbasis_inverts_the_damped_block(factors: KroneckerFactors) -> None:
-    v, block = torch.randn(factors.layout.numel, dtype=torch.float64), spectrum(factors).block()
-    eye = torch.eye(len(v), dtype=torch.float64)
-    found = EigenBlock(block.basis, 1 / (block.values + 0.5)).multiply(factors.layout.to_matrix(v))
-    expected = torch.linalg.solve(_dense_by_entries(factors) + 0.5 * eye, v)
-    assert relative_error(factors.layout.from_matrix(found), expected) <= 1e-11
-
-
-def test_shifted_eigenvalues_are_those_of_shifted_factors(factors: KroneckerFactors) -> None:
-    found = spectrum(factors).products(0.25, 2.0).flatten().sort().values
-    eyes = (torch.eye(factor.shape[-1], dtype=torch.float64) for factor in (factors.inputs, factors.outputs))
-    inputs, outputs = (
-        factor + r * eye for factor, r, eye in zip((factors.inputs, factors.outputs), (0.25, 2.0), eyes, strict=True)
-    )
-    shifted = _dense_by_entries(KroneckerFactors(inputs, outputs, factors.layout))
-    assert relative_error(found, torch.linalg.eigvalsh(shifted)) <= 1e-12
 
 
 def test_factored_damping_balances_the_mean_eigenvalues() -> None:

@@ -182,7 +182,7 @@ class ArrowBlock:
         neurons, place = torch.unique(numbers // width, return_inverse=True)
         vectors = eigh(self._matrices(neurons))[1][place, :, numbers % width]
         rows = self.diagonal.new_zeros(len(numbers), *self.diagonal.shape)
-        rows.flatten(1, 2)[torch.arange(len(numbers)), numbers // width] = vectors
+        rows.flatten(1, 2)[torch.arange(len(numbers), device=numbers.device), numbers // width] = vectors
         return self.layout.from_matrix(rows)
 
     def _parts(self) -> Iterator[slice]:

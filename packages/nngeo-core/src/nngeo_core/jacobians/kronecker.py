@@ -89,6 +89,8 @@ class KroneckerJacobian(LayerJacobian):
     def reduced(self) -> LayerJacobian:
         """One position: the inputs' average over the positions that count, the sum of their gradients, and a bias's 1."""
         if self.mask is None:
+            if self.positions <= 1:
+                return self
             return KroneckerJacobian(lambda: self.a.mean(1, keepdim=True), self.g.sum(2, keepdim=True), self.layout)
         kept = self.mask.to(self.dtype)
         weights = kept / kept.sum(1, keepdim=True).clamp(min=1)
@@ -206,6 +208,9 @@ class KroneckerJacobian(LayerJacobian):
         bias = self._bias_gradients()
         if bias is None:
             return super().bias_cross()
+        if self.positions == 1:
+            g = _summed_squares(self.g[:, :, 0]).permute(1, 2, 0)  # q, G, n
+            return self.layout.pack(g @ self.a[:, 0].transpose(0, 1), None)
         total = self.g.new_zeros(self.layout.groups, self.layout.outputs, self.layout.inputs)
         for examples in self._example_blocks():
             for g, b in zip(self.g[:, examples], bias[:, examples], strict=True):
