@@ -51,6 +51,27 @@ def test_eigenvalues_some_neurons_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert relative_error(found, torch.linalg.eigvalsh(block.dense())) <= 1e-12
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("scale", [-1e-12, 1.0, 1e12])
+def test_outermost_eigenvalues_by_bisection(layout: KroneckerLayout | None, scale: float) -> None:
+    block = ArrowBlock.from_flat(*flat(layout), layout).mapped(lambda tensor: tensor * scale)
+    block.cross[..., :1] = 0
+    values = torch.linalg.eigvalsh(block.dense())
+    assert relative_error(block.highest().max(), values[-1]) <= 1e-14
+    assert relative_error(block.lowest().min(), values[0]) <= 1e-14
+
+
+def test_nothing_underflows_in_float32() -> None:
+    layout = KroneckerLayout(1, 3, 2, has_bias=True)
+    diagonal, cross = flat(layout)
+    assert cross is not None
+    block = ArrowBlock.from_flat(diagonal.float(), cross.float(), layout)
+    tiny, v = block.mapped(lambda tensor: tensor * 1e-24), torch.randn(1, 3, 3)
+    for solve, solve_tiny in ((block.solve, tiny.solve), (block.solve_by_pairs, tiny.solve_by_pairs)):
+        assert relative_error(solve_tiny(v, 0.0, "the block") * 1e-24, solve(v, 0.0, "the block")) <= 1e-5
+    assert relative_error(tiny.highest() * 1e24, block.highest()) <= 1e-6
+
+
 def test_blocks_that_pair_differently_have_no_sum() -> None:
     first, second = KroneckerLayout(1, 3, 3, has_bias=True), KroneckerLayout(1, 2, 5, has_bias=True)
     blocks = [ArrowBlock.from_flat(*flat(layout), layout) for layout in (first, second)]

@@ -94,7 +94,7 @@ class ArrowBlock:
         """
         damped = self.shifted(regul)
         weights, bias = damped.diagonal[..., :-1], damped.diagonal[..., -1:]
-        unstable = (damped.cross.square() > 2 * (weights * bias).abs()).any(-1)
+        unstable = (damped.cross.abs() > 1.5 * weights.abs().sqrt() * bias.abs().sqrt()).any(-1)
         safe = replace(
             damped,
             diagonal=torch.where(unstable.unsqueeze(-1), 1, damped.diagonal),
@@ -145,7 +145,8 @@ class ArrowBlock:
         """
         damped = self.shifted(regul)
         weights, bias, cross = damped.diagonal[..., :-1], damped.diagonal[..., -1:], damped.cross
-        determinants, scale = weights * bias - cross.square(), (weights * bias).abs() + cross.square()
+        ratio = cross / bias
+        determinants, scale = weights - cross * ratio, weights.abs() + (cross * ratio).abs()  # of pairs, divided by b
         eps = torch.finfo(bias.dtype).eps
         if not ((determinants.abs() > 2 * eps * scale).all() and bias.all()):
             workable = max(100 * eps * float(self.diagonal.abs().max()), 10 * regul, 1e-8 * (not regul))
@@ -153,7 +154,7 @@ class ArrowBlock:
                 f"{what} + {regul:g} I has a weight and a bias whose 2 x 2 matrix is singular to working precision; solve "
                 f"with regul={workable:.0e} or more, or use a model in float64"
             )
-        found = (bias * matrix[..., :-1] - cross * matrix[..., -1:]) / determinants
+        found = (matrix[..., :-1] - ratio * matrix[..., -1:]) / determinants
         return torch.cat((found, (matrix[..., -1:] - (cross * found).sum(-1, keepdim=True)) / bias), -1)
 
     def definite(self, regul: float, what: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,13 +164,30 @@ class ArrowBlock:
             NotPositiveDefiniteError: It is not; names a damping that would do.
         """
         damped = self.shifted(regul)
-        weights, bias = damped.diagonal[..., :-1], damped.diagonal[..., -1:]
-        positive = bool((damped.diagonal > 0).all())
-        if not positive or bool(((damped.cross.square() / weights).sum(-1, keepdim=True) >= bias).any()):
-            check_definite(torch.cat([values.flatten() for values in self.eigenvalues()]) + regul, regul, what)
+        check_definite(damped.lowest(), regul, what, exact=True)
         found = damped._complements(regul, what)
         check_definite(found[2], regul, what, exact=True)
         return found
+
+    def highest(self) -> Tensor:
+        """The largest eigenvalue of each neuron, shape (q, G), by bisection of the secular equation (Golub 1973).
+
+        Above all of w and b the function b - x + sum c^2 / (x - w) of x falls, and its zero is the eigenvalue.
+        """
+        weights, bias, cross = self.diagonal[..., :-1], self.diagonal[..., -1:], self.cross
+        low = self.diagonal.amax(-1, keepdim=True)
+        high = low + cross.abs().sum(-1, keepdim=True)
+        for _ in range(60):
+            middle = (low + high) / 2
+            terms = torch.where(cross == 0, 0, cross / (middle - weights) * cross)
+            below = bias - middle + terms.sum(-1, keepdim=True) > 0
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        highest: Tensor = high.squeeze(-1)
+        return highest
+
+    def lowest(self) -> Tensor:
+        """The smallest eigenvalue of each neuron, shape (q, G)."""
+        return -replace(self, diagonal=-self.diagonal).highest()
 
     def eigenvalues(self) -> Iterator[Tensor]:
         """Those of some neurons at a time, shape (m, A + 1), ascending in each."""

@@ -88,8 +88,9 @@ class PMatQuasiDiag(PMat):
     normalisations, where each channel has a scale and a shift. A layer without a bias, a table, or one without known
     structure (`nn.Bilinear`, parametrized modules) has no pairs, and holds its diagonal alone.
 
-    Eigenvalues, and `norm(2)` and `norm(-2)` from them, take the eigendecomposition of each neuron's (A + 1) x (A + 1)
-    matrix, as many at once as fit some megabytes: (A + 1)^3 operations for each. Eigenvectors are computed when asked for.
+    `norm(2)` bisects an equation for each neuron. All eigenvalues, and `norm(-2)` from them, take the eigendecomposition of
+    each neuron's (A + 1) x (A + 1) matrix, as many at once as fit some megabytes: (A + 1)^3 operations for each.
+    Eigenvectors are computed when asked for.
 
     `data` is a mapping from layer id to `ArrowBlock`.
 
@@ -240,6 +241,10 @@ class PMatQuasiDiag(PMat):
             "eigenvalues",
             lambda: torch.cat([part.flatten() for block in self.data.values() for part in block.eigenvalues()]),
         )
+
+    def _largest_singular_value(self, tol: float) -> Tensor:
+        parts = [torch.maximum(block.highest().amax(), -block.lowest().amin()) for block in self.data.values()]
+        return torch.stack(parts).amax()
 
     def _eigendecomposition(self, k: int | None) -> Eigendecomposition:
         values, order = self._eigenvalues().sort()
