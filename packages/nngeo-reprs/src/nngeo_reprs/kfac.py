@@ -224,8 +224,7 @@ class PMatKFAC(KroneckerMatrix):
 
     def _scaled(self, scalar: float | Tensor) -> "PMatKFAC":
         scaled = {
-            layer_id: replace(factors, inputs=factors.inputs.clone(), outputs=factors.outputs * scalar)
-            for layer_id, factors in self.data.items()
+            layer_id: replace(factors, outputs=factors.outputs * scalar) for layer_id, factors in self.data.items()
         }
         return self._like(scaled, self.symmetric, self.n_examples)
 
