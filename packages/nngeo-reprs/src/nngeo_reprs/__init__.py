@@ -8,6 +8,7 @@ from nngeo_reprs.ekfac_reduce import PMatEKFACReduce
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.kfac import PMatKFAC
 from nngeo_reprs.kfac_reduce import PMatKFACReduce
+from nngeo_reprs.low_rank import PMatLowRank
 from nngeo_reprs.mixed import PMatMixed
 from nngeo_reprs.quasi_diag import PMatQuasiDiag
 from nngeo_reprs.sum import PMatSum
@@ -21,6 +22,7 @@ __all__ = [
     "PMatEye",
     "PMatKFAC",
     "PMatKFACReduce",
+    "PMatLowRank",
     "PMatMixed",
     "PMatQuasiDiag",
     "PMatSum",

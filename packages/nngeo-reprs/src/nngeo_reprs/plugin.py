@@ -10,6 +10,7 @@ from nngeo_reprs.ekfac_reduce import PMatEKFACReduce
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.kfac import PMatKFAC
 from nngeo_reprs.kfac_reduce import PMatKFACReduce
+from nngeo_reprs.low_rank import PMatLowRank
 from nngeo_reprs.mixed import PMatMixed
 from nngeo_reprs.quasi_diag import PMatQuasiDiag
 
@@ -28,6 +29,7 @@ def nngeo_representations() -> list[type[PMat]]:
         PMatEye,
         PMatKFAC,
         PMatKFACReduce,
+        PMatLowRank,
         PMatMixed,
         PMatQuasiDiag,
     ]
