@@ -58,6 +58,9 @@ def test_fisher_product(make: Callable[[], Case], likelihood: ClassifLogits, hoo
     generator = hooks(case.model, likelihood)
     v, expected = draw(generator), fisher(case.model, case.inputs, names(generator), likelihood.name)
     product = generator.product(v, case.inputs).get_flat_representation()
+    form = HooksGenerator(case.model, likelihood).quadratic_form(v, case.inputs)
+    assert form.ndim == 0
+    assert relative_error(form, v.get_flat_representation() @ expected @ v.get_flat_representation()) < 1e-12
     assert relative_error(product, expected @ v.get_flat_representation()) < 1e-12
 
 

@@ -32,7 +32,7 @@ from nngeo_generators.coverage import Coverage, coverage_of
 from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, raise_alone, run_unwritten
 from nngeo_generators.joining import Part, join
 from nngeo_generators.linearize import Way, all_ways
-from nngeo_generators.matrix_free import fisher_product, pull_back, push_forward
+from nngeo_generators.matrix_free import fisher_form, fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
 from nngeo_generators.trust import check_finite, check_modes, model_state
@@ -313,6 +313,9 @@ class HooksGenerator(Generator):
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         return fisher_product(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
+
+    def _quadratic_form(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+        return fisher_form(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
 
 
 def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:

@@ -29,7 +29,7 @@ class Linearization:
     Attributes:
         outputs: With their graph.
         change: J v, of the outputs' shape.
-        pulled: J^T L J v, one tensor for each parameter, summed over the examples.
+        pulled: J^T L J v, one tensor for each parameter, summed over the examples; empty where it was not asked for.
     """
 
     outputs: Tensor
@@ -68,13 +68,13 @@ class Linearizer:
         self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
         self._seen = False
 
-    def linearize(self, network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
+    def linearize(self, network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
         """J v and J^T L J v of one batch.
 
         Args:
             network: Maps the batch to its outputs.
             batch: Some examples.
-            metric: L u from the outputs and u.
+            metric: L u from the outputs and u; None for J v alone, which then has no free check after the first one.
 
         Raises:
             NNGeoError: Forward and reverse derivatives of this model differ, or do not exist, in every way that was tried.
@@ -100,9 +100,7 @@ class Linearizer:
             self._ways.pop(0)
             log.info("products go on by %s: %s", _name(self._ways[0]), reason)
 
-    def _linearize(
-        self, way: "Way", network: Network, batch: Batch, metric: Callable[[Tensor, Tensor], Tensor]
-    ) -> Linearization:
+    def _linearize(self, way: "Way", network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
         with _differentiable_attention(), torch.enable_grad():
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
@@ -114,6 +112,8 @@ class Linearizer:
         if not change.any():
             return Linearization(outputs.detach(), change, [torch.zeros_like(v) for v in self.tangents])
         self._sound.add(way)
+        if metric is None:
+            return Linearization(outputs.detach(), change, [])
         pulled = pull_back_one(outputs, self.parameters, metric(outputs.detach(), change))
         return Linearization(outputs.detach(), change, pulled)
 
@@ -127,8 +127,10 @@ class Linearizer:
         if difference > self._rounding**0.5 * (_norm(self.tangents) * _norm(pulled) + r.norm() * change.norm()):
             raise NNGeoError("forward-mode and reverse-mode derivatives of this model differ, r.(J v) and v.(J^T r)")
 
-    def _differs(self, found: Linearization, metric: Callable[[Tensor, Tensor], Tensor]) -> str:
+    def _differs(self, found: Linearization, metric: "Metric | None") -> str:
         """How far the two sides of the check are apart; empty if they agree, or if there is nothing to compare."""
+        if metric is None:
+            return ""
         quadratic_form = (metric(found.outputs, found.change) * found.change).sum()
         from_reverse = _dot(self.tangents, found.pulled)
         if not (from_reverse.isfinite() and quadratic_form.isfinite()):
@@ -165,6 +167,9 @@ def pull_back_one(
     except RuntimeError as error:
         raise UnsupportedLayerError(f"autograd cannot differentiate this model: {error}") from error
 
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""L u from the outputs and u."""
 
 Way = Callable[[Network, Mapping[str, Tensor], Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
 

@@ -21,7 +21,7 @@ from nngeo_generators.linearize import Linearizer, Way, pull_back_one
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite
 
-__all__ = ["fisher_product", "leaves", "pull_back", "push_forward"]
+__all__ = ["fisher_form", "fisher_product", "leaves", "pull_back", "push_forward"]
 
 NO_EXAMPLES = "no examples were given; a product needs at least one"
 
@@ -80,6 +80,22 @@ def fisher_product(
     if not n:
         raise ValueError(NO_EXAMPLES)
     return _checked(total.div_(n), "F v")
+
+
+def fisher_form(
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
+) -> Tensor:
+    """v^T F v, 0-dimensional, for v of shape (d,): forward passes alone, once a way to J v has shown to be exact."""
+    linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)
+    n, total = 0, torch.zeros((), dtype=v.dtype, device=v.device)
+    for part in parts:
+        found = linearizer.linearize(network, part.batch, None)
+        check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
+        total += (generator.metric(found.outputs, found.change, part.batch) * found.change).sum()
+        n += len(found.outputs)
+    if not n:
+        raise ValueError(NO_EXAMPLES)
+    return _checked(total / n, "v^T F v")
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:

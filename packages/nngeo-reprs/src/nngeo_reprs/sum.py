@@ -15,7 +15,7 @@ from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.iterative import IterativeMatrix
 
-__all__ = ["PMatSum"]
+__all__ = ["LazyMatrix", "PMatSum"]
 
 LARGEST_NORM = 16_384
 """Parameters up to which the Frobenius norm is computed from d products."""
@@ -24,7 +24,25 @@ _ROWS = 64
 """Unit vectors multiplied at once."""
 
 
-class PMatSum(IterativeMatrix):
+class LazyMatrix(IterativeMatrix):
+    """A matrix whose sums with any other are kept as they are, in a `PMatSum`."""
+
+    is_lazy = True
+
+    @classmethod
+    def _sum_of(cls, first: MatrixArithmetic, second: MatrixArithmetic, n_examples: int | None = None) -> "PMatSum":
+        assert isinstance(first, PMat)
+        assert isinstance(second, PMat)
+        return PMatSum([first, second], n_examples)
+
+    def _add(self, other: PMat) -> "PMatSum":
+        return self._sum_of(self, other)
+
+    def _add_identity(self, scaling: Tensor) -> "PMatSum":
+        return self._sum_of(self, PMatEye(layer_collection=self.layer_collection, scaling=scaling), self.n_examples)
+
+
+class PMatSum(LazyMatrix):
     """M_1 + M_2 + ... for matrices about the same layers, such as one representation plus a multiple of another.
 
     Nothing is computed until it is asked for. Products, quadratic forms, trace and diagonal are the parts', added up;
@@ -52,7 +70,6 @@ class PMatSum(IterativeMatrix):
     """
 
     name = "sum"
-    is_lazy = True
     data: tuple[PMat, ...]
 
     def __init__(self, parts: Sequence[PMat], n_examples: int | None = None) -> None:
@@ -112,35 +129,18 @@ class PMatSum(IterativeMatrix):
         """What `PMat` says, and each part."""
         return "\n  + ".join([super().__repr__(), *map(repr, self.data)])
 
-    def _sum_of(self, value: Callable[[PMat], Tensor]) -> Tensor:
+    def _total(self, value: Callable[[PMat], Tensor]) -> Tensor:
         found: Tensor = reduce(add, map(value, self.data))
         return found
 
     def _mv(self, v: Tensor) -> Tensor:
-        return self._sum_of(lambda part: part._mv(v))
+        return self._total(lambda part: part._mv(v))
 
     def _quadratic_form(self, v: Tensor) -> Tensor:
-        return self._sum_of(lambda part: part._quadratic_form(v))
+        return self._total(lambda part: part._quadratic_form(v))
 
     def _scaled(self, scalar: float | Tensor) -> "PMatSum":
         return PMatSum([scalar * part for part in self.data], self.n_examples)
-
-    def _add(self, other: "PMatSum") -> "PMatSum":
-        return PMatSum([*self.data, *other.data])
-
-    def _add_any(self, first: MatrixArithmetic, sign: float) -> "PMatSum":
-        assert isinstance(first, PMat)
-        return PMatSum([first, sign * self])
-
-    def _add_identity(self, scaling: Tensor) -> "PMatSum":
-        identity = PMatEye(layer_collection=self.layer_collection, scaling=scaling)
-        return PMatSum([*self.data, identity], self.n_examples)
-
-    def _plus(self, other: Any, result: str, sign: float) -> Any:
-        if isinstance(other, PMat) and not isinstance(other, PMatSum) and not other.is_identity:
-            self.layer_collection.check_same(other.layer_collection)
-            return PMatSum([*self.data, other if sign == 1 else sign * other])
-        return super()._plus(other, result, sign)
 
     def _mm(self, other: "PMatSum") -> Any:
         self._unsupported("the product of sums", "apply their products mv one after the other")
@@ -161,11 +161,11 @@ class PMatSum(IterativeMatrix):
 
     def trace(self) -> Tensor:
         """The trace, 0-dimensional."""
-        return self._sum_of(lambda part: part.trace())
+        return self._total(lambda part: part.trace())
 
     def get_diag(self) -> Tensor:
         """The diagonal, shape (d,)."""
-        return self._sum_of(lambda part: part.get_diag())
+        return self._total(lambda part: part.get_diag())
 
     def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
         """All entries, shape (d, d), where every part has them.
@@ -180,10 +180,10 @@ class PMatSum(IterativeMatrix):
             raise UnsupportedOperationError(
                 "the parts of a PMatSum have no common order but that of the flat parameters; ask the parts one by one"
             )
-        return self._sum_of(lambda part: part.get_dense_tensor())
+        return self._total(lambda part: part.get_dense_tensor())
 
     def _entries(self) -> Tensor:
-        return self._sum_of(lambda part: part._entries())
+        return self._total(lambda part: part._entries())
 
     def _blocks(self) -> dict[str, Tensor]:
         blocks = [part._blocks() for part in self.data]

@@ -148,7 +148,7 @@ def leading_eigenpairs(
 
     Example:
         >>> found = leading_eigenpairs(lambda rows: rows * torch.arange(5.0), 5, 2, torch.float32, torch.device("cpu"))
-        >>> found.values.round(decimals=4)
+        >>> found.values.round()
         tensor([3., 4.])
     """
     krylov, chosen = _converged(apply, size, k, dtype, device, tol, max_products, generator, by_size=False)

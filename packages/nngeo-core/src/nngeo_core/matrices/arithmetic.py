@@ -67,9 +67,10 @@ class MatrixArithmetic(StoredMatrix):
                 return self._add_identity(sign * other.scale())
             if self.is_identity:
                 return (sign * other) + self
-            if other.is_lazy:
+            lazy = next((matrix for matrix in (self, other) if matrix.is_lazy), None)
+            if lazy is not None:
                 self.layer_collection.check_same(other.layer_collection)
-                return other._add_any(self, sign)
+                return lazy._sum_of(self, sign * other if sign != 1 else other)
         self._check_partner(other, result)
         return self._add(sign * other if sign != 1 else other)
 
@@ -77,9 +78,10 @@ class MatrixArithmetic(StoredMatrix):
     def _add(self: Self, other: Self) -> Any:
         """M + M'."""
 
-    def _add_any(self, first: "MatrixArithmetic", sign: float) -> Any:
-        """M' + sign M for an M' of another representation, where this one is lazy."""
-        raise NotImplementedError(f"{type(self).__name__} is lazy and must say what its sums are")
+    @classmethod
+    def _sum_of(cls, first: "MatrixArithmetic", second: "MatrixArithmetic") -> Any:
+        """The sum of two matrices of any representations, where this one is lazy."""
+        raise NotImplementedError(f"{cls.__name__} is lazy and must say what its sums are")
 
     def _add_identity(self, scaling: Tensor) -> Any:
         """M + c I for a 0-dimensional c."""

@@ -176,6 +176,19 @@ class Generator(ABC):
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         """F v, shape (d,), for v of shape (d,)."""
 
+    def quadratic_form(self, v: PVector, examples: Any) -> Tensor:
+        """v^T F v = (1/n) sum_i (J_i v)^T L_i (J_i v), 0-dimensional, with nothing stored.
+
+        Takes and raises what `product` does.
+        """
+        flat = checked_flat(v, self.layer_collection, self._dtype())
+        with undisturbed(self.model, self.device), torch.no_grad():
+            return self._quadratic_form(flat, iterate_batches(examples))
+
+    def _quadratic_form(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """v^T F v for v of shape (d,); a generator that has J v without J^T needs no more."""
+        return v @ self._product(v, batches)
+
     def _dtype(self) -> torch.dtype:
         """The dtype of products: that of the parameters, at least float32."""
         dtypes = [parameter.dtype for _, parameter in self.layer_collection.named_parameters(self.model)]
