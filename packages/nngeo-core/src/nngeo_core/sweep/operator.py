@@ -1,0 +1,204 @@
+"""OperatorGenerator: what has products with a matrix about a model's parameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nngeo_core.conventions import result_dtype
+from nngeo_core.errors import ShapeError, UnsupportedOperationError
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.likelihoods.choice import chosen_likelihood
+from nngeo_core.sweep.autocast import callers_autocast
+from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
+from nngeo_core.sweep.untouched import undisturbed
+from nngeo_core.vectors.checked import checked_flat
+from nngeo_core.vectors.pvector import PVector
+
+__all__ = ["OperatorGenerator"]
+
+_CHECKS = ("first-batch", "every-batch", "off")
+
+
+class OperatorGenerator(ABC):
+    """A symmetric matrix M, an average over examples, known by its products with vectors.
+
+    `Generator` is one that has Jacobians too, which all representations are made of. One that has none, such as that of
+    the Hessian, serves the representations implicit, dense and block-diagonal.
+
+    Args:
+        model: The network; it is left untouched.
+        likelihood: What the outputs mean, an object or a registered name; supplies output directions and metric.
+        function: Maps a batch to outputs, `function(*batch)` or `function(batch)`; None calls the model.
+        layer_collection: The parameters to differentiate; None takes all of the model.
+        device: Where batches are moved; None takes the parameters' device.
+        n_output: The expected number of classes or values; None accepts what the first batch shows.
+        memory_budget: Bytes that captured tensors may take together; None leaves it to the generator.
+        check: When to compare with a plain gradient pass: "first-batch", "every-batch" or "off".
+
+    Raises:
+        ValueError: The model is on another device, has no parameters in the collection or some that autograd cannot
+            differentiate, or an option is unknown.
+        LayerCollectionMismatchError: The model lacks parameters of the collection.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | str,
+        function: Callable[..., Any] | None = None,
+        layer_collection: LayerCollection | None = None,
+        device: torch.device | str | None = None,
+        n_output: int | None = None,
+        memory_budget: int | None = None,
+        check: str = "first-batch",
+    ) -> None:
+        if check not in _CHECKS:
+            raise ValueError(f"check is one of {_CHECKS}, got {check!r}")
+        if memory_budget is not None and memory_budget <= 0:
+            raise ValueError(f"memory_budget is a positive number of bytes, got {memory_budget}")
+        self.model = model
+        self.likelihood = chosen_likelihood(likelihood)
+        self.function = function
+        self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
+        _check_differentiable(model, self.layer_collection)
+        self.device = _common_device(model, self.layer_collection, device)
+        self.n_output = n_output
+        self.memory_budget = memory_budget
+        self.check = check
+
+    def product(self, v: PVector, examples: Any) -> PVector:
+        """M v with nothing stored; for Jacobians, F v = (1/n) sum_i J_i^T L_i J_i v.
+
+        Args:
+            v: A vector about the generator's layers.
+            examples: One batch or a loader.
+
+        Raises:
+            LayerCollectionMismatchError: v is about other layers.
+            ValueError: There are no examples.
+            UnsupportedOperationError: The likelihood subtracts the mean gradient.
+        """
+        self._check_uncentred()
+        flat = checked_flat(v, self.layer_collection, self._dtype())
+        with undisturbed(self.model, self.device), torch.no_grad():
+            product = self._product(flat, iterate_batches(examples))
+        return PVector(self.layer_collection, product)
+
+    @abstractmethod
+    def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """M v, shape (d,), for v of shape (d,)."""
+
+    def quadratic_form(self, v: PVector, examples: Any) -> Tensor:
+        """v^T M v with nothing stored, 0-dimensional; for Jacobians, (1/n) sum_i (J_i v)^T L_i (J_i v).
+
+        Takes and raises what `product` does.
+        """
+        self._check_uncentred()
+        flat = checked_flat(v, self.layer_collection, self._dtype())
+        with undisturbed(self.model, self.device), torch.no_grad():
+            return self._quadratic_form(flat, iterate_batches(examples))
+
+    def _quadratic_form(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """v^T M v for v of shape (d,)."""
+        return v @ self._product(v, batches)
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype of products: that of the parameters, at least float32."""
+        dtypes = [parameter.dtype for _, parameter in self.layer_collection.named_parameters(self.model)]
+        return result_dtype(reduce(torch.promote_types, dtypes))
+
+    def blocks(self, places: Sequence[slice], examples: Any) -> list[Tensor]:
+        """Some diagonal blocks of M, such as those of the layers.
+
+        Args:
+            places: Where each block lies in a flat vector.
+            examples: One batch or a loader.
+
+        Returns:
+            A tensor (k, k) for each slice of length k.
+
+        Raises:
+            ValueError: There are no examples.
+            UnsupportedOperationError: The likelihood subtracts the mean gradient.
+        """
+        self._check_uncentred()
+        with undisturbed(self.model, self.device), torch.no_grad():
+            return self._blocks(places, iterate_batches(examples))
+
+    @abstractmethod
+    def _blocks(self, places: Sequence[slice], batches: Iterable[Batch]) -> list[Tensor]:
+        """The blocks, each of shape (k, k)."""
+
+    def _check_uncentred(self) -> None:
+        if self.likelihood.centred:
+            raise UnsupportedOperationError(
+                "products without a matrix do not subtract the mean gradient; use mv of a dense, block-diagonal or diagonal "
+                "matrix, or centred=False"
+            )
+
+    def outputs(self, batch: Batch, n: int) -> Tensor:
+        """The outputs of the n examples of a batch, checked.
+
+        Raises:
+            ShapeError: The first dimension is not n, or the outputs are not what the likelihood expects.
+            ValueError: `n_output` is wrong.
+        """
+        with callers_autocast(self.device):
+            outputs = call_model(self.model, self.function, batch)
+        if outputs.shape[:1] != (n,):
+            raise ShapeError(
+                f"the batch has {n} examples and the outputs have shape {tuple(outputs.shape)}; the first dimension of "
+                "inputs and outputs is that of the examples. Give a `function` that returns them so"
+            )
+        self.likelihood.check(outputs)
+        found = self.likelihood.n_output(outputs)
+        if self.n_output not in (None, found):
+            raise ValueError(f"n_output={self.n_output} was given, and the model returns {found} outputs per example")
+        return outputs
+
+    def position_mask(self, outputs: Tensor, batch: Batch) -> Tensor | None:
+        """Which positions of each example count, shape (n, T), or None for all.
+
+        Raises:
+            ShapeError: The batch tells it for another number of positions than the outputs have.
+        """
+        mask = self.likelihood.position_mask(batch)
+        if mask is not None and mask.numel() != outputs.numel() // max(1, self.likelihood.n_output(outputs)):
+            raise ShapeError(
+                f"the batch tells which of {tuple(mask.shape)} (n, T) positions count, and the outputs have shape "
+                f"{tuple(outputs.shape)}: labels and outputs must have the same positions"
+            )
+        return mask
+
+
+def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
+    """Raise unless every parameter is real and was made where autograd sees it."""
+    for name, parameter in layers.named_parameters(model):
+        if not parameter.is_floating_point():
+            raise ValueError(f"parameter '{name}' is {parameter.dtype}; expected real floating-point numbers")
+        if parameter.is_inference():
+            raise ValueError(
+                f"parameter '{name}' was made under torch.inference_mode() and cannot be differentiated; build the model "
+                "outside of it, and load the values into that one"
+            )
+
+
+def _common_device(model: nn.Module, layers: LayerCollection, device: torch.device | str | None) -> torch.device:
+    """The one device of the collection's parameters, which is the one asked for."""
+    devices = {parameter.device for _, parameter in layers.named_parameters(model)}
+    if not devices:
+        raise ValueError("the layer collection has no parameters: there is nothing to differentiate")
+    if len(devices) > 1:
+        raise ValueError(f"the model's parameters are on several devices, {sorted(map(str, devices))}; expected one")
+    found = devices.pop()
+    wanted = found if device is None else torch.device(device)
+    if wanted.type != found.type or wanted.index not in (None, found.index):
+        raise ValueError(f"device={str(wanted)!r} was given and the model is on {str(found)!r}; call model.to(device)")
+    return found
