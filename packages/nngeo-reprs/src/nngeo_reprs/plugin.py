@@ -8,6 +8,7 @@ from nngeo_reprs.diag import PMatDiag
 from nngeo_reprs.ekfac import PMatEKFAC
 from nngeo_reprs.ekfac_reduce import PMatEKFACReduce
 from nngeo_reprs.eye import PMatEye
+from nngeo_reprs.implicit import PMatImplicit
 from nngeo_reprs.kfac import PMatKFAC
 from nngeo_reprs.kfac_reduce import PMatKFACReduce
 from nngeo_reprs.low_rank import PMatLowRank
@@ -27,6 +28,7 @@ def nngeo_representations() -> list[type[PMat]]:
         PMatEKFAC,
         PMatEKFACReduce,
         PMatEye,
+        PMatImplicit,
         PMatKFAC,
         PMatKFACReduce,
         PMatLowRank,

@@ -1,0 +1,115 @@
+"""The directions of all examples of a small data set: algebra on their side, where there are fewer of them than parameters."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from nngeo_core.likelihoods.targets import digests
+from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, move_batch
+from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.operator import OperatorGenerator
+from nngeo_core.sweep.untouched import undisturbed
+from nngeo_reprs.jacobian_rows import JacobianRows
+
+__all__ = ["LARGEST_GRAM", "RowSide", "checked_examples"]
+
+LARGEST_GRAM = 4096
+"""Directions of all examples up to which their Gram matrix is formed."""
+
+
+def checked_examples(examples: Any) -> Any:
+    """The examples, if they can be read again and again.
+
+    Raises:
+        ValueError: They can be read only once.
+        TypeError: They are neither a batch nor a loader.
+    """
+    if is_one_batch(examples):
+        return examples
+    if isinstance(examples, Iterator):
+        raise ValueError(
+            f"a PMatImplicit goes over the examples at each product, and {type(examples).__name__} can be read only once; "
+            "give one batch, a list of batches, or a loader that can be iterated again"
+        )
+    if not isinstance(examples, Iterable) or isinstance(examples, str | bytes):
+        raise TypeError(
+            "examples are one batch (a tensor, a mapping, or a tuple of tensors) or a loader that yields batches; "
+            f"got {type(examples).__name__}"
+        )
+    return examples
+
+
+class RowSide:
+    """Decides whether the Gram matrix of all directions is formed, and keeps what was computed of it.
+
+    Everything kept holds for one state of model and examples, which each call looks at anew.
+
+    Args:
+        generator: Differentiates the model.
+        batches: Iterates over the examples.
+    """
+
+    def __init__(self, generator: OperatorGenerator, batches: Callable[[], Iterator[Batch]]) -> None:
+        self.limit = LARGEST_GRAM
+        self._generator = generator
+        self._batches = batches
+        self._state: Hashable = None
+        self._count: dict[int, bool] = {}
+        self._rows: JacobianRows | None = None
+
+    def rows(self, below: int | None = None, signed: bool = False) -> JacobianRows | None:
+        """The Jacobians of all examples, where their directions are few.
+
+        Args:
+            below: There must be fewer directions than that, besides the limit; None for the limit alone.
+            signed: Whether directions with a minus sign will do.
+        """
+        generator, most = self._generator, self.limit + 1
+        if not isinstance(generator, Generator) or not self.fewer_than(most if below is None else min(below, most)):
+            return None
+        if self._rows is None:
+            with undisturbed(generator.model, generator.device), torch.no_grad():
+                self._rows = JacobianRows(generator.layer_collection, list(generator.stream(self._batches())))
+        return self._rows if signed or self._rows.definite else None
+
+    def fewer_than(self, limit: int) -> bool:
+        """Whether all examples have fewer directions than that together, from forward passes alone."""
+        self._look()
+        if limit not in self._count:
+            self._count[limit] = self._is_less(limit)
+        return self._count[limit]
+
+    def _is_less(self, limit: int) -> bool:
+        generator, rows = self._generator, 0
+        if not isinstance(generator, Generator):
+            return False
+        with undisturbed(generator.model, generator.device), torch.no_grad():
+            for batch in self._batches():
+                n = count_examples(batch)
+                if n:
+                    moved = move_batch(batch, generator.device)
+                    rows += n * generator.count_directions(generator.outputs(moved, n), moved)[0]
+                if rows >= limit:
+                    return False
+        if not rows:
+            raise ValueError("no examples: a matrix needs at least one")
+        return True
+
+    def _look(self) -> None:
+        """Forget what was kept, if the model or the examples are others."""
+        model = self._generator.model
+        parts = [*model.parameters(), *model.buffers()]
+        contents = tuple(
+            (
+                id(part),
+                0 if part.is_inference() else part._version,
+                float(part.detach().double().sum()),
+            )  # `.data` has none
+            for part in parts
+        )
+        with undisturbed(model, self._generator.device), torch.no_grad():
+            examples = sum(int(digests(batch).sum()) for batch in self._batches() if count_examples(batch))
+        state = (contents, tuple(module.training for module in model.modules()), examples)
+        if state != self._state:
+            self._state, self._count, self._rows = state, {}, None
