@@ -40,12 +40,14 @@ from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import hookimpl
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.operator import OperatorGenerator
 from nngeo_core.sweep.populate import populate
 from nngeo_core.vectors.fvector import FVector, random_fvector
 from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_dict
 from nngeo_core.verbs.empirical import EmpiricalFIM
 from nngeo_core.verbs.fim import FIM
 from nngeo_core.verbs.ggn import GGN
+from nngeo_core.verbs.hessian import Hessian
 from nngeo_core.verbs.monte_carlo import FIM_MonteCarlo
 from nngeo_core.verbs.verify import Verification, verify
 
@@ -70,6 +72,7 @@ __all__ = [
     "GGN",
     "GaussianLikelihood",
     "Generator",
+    "Hessian",
     "IndexJacobian",
     "JacobianBatch",
     "KroneckerFactors",
@@ -88,6 +91,7 @@ __all__ = [
     "NNGeoError",
     "NonFiniteError",
     "NotPositiveDefiniteError",
+    "OperatorGenerator",
     "OutputMetric",
     "PMat",
     "PMatAbstract",

@@ -17,7 +17,7 @@ from nngeo_core.sweep.examples import Batch
 from nngeo_generators.graph import coarsest
 from nngeo_generators.network import Network
 
-__all__ = ["Linearization", "Linearizer", "Way", "all_ways", "pull_back_one"]
+__all__ = ["Linearization", "Linearizer", "Way", "all_ways", "differentiable_attention", "pull_back_one"]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Linearizer:
             log.info("products go on by %s: %s", _name(self._ways[0]), reason)
 
     def _linearize(self, way: "Way", network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
-        with _differentiable_attention(), torch.enable_grad():
+        with differentiable_attention(), torch.enable_grad():
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
         if not self._seen:
@@ -225,7 +225,7 @@ def all_ways() -> list[Way]:
 
 
 @contextmanager
-def _differentiable_attention() -> Iterator[None]:
+def differentiable_attention() -> Iterator[None]:
     """Attention by plain products: the fused kernels and the fast path have no forward or second derivatives."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:

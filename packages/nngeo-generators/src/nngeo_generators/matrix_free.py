@@ -21,7 +21,7 @@ from nngeo_generators.linearize import Linearizer, Way, pull_back_one
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite
 
-__all__ = ["fisher_form", "fisher_product", "leaves", "pull_back", "push_forward"]
+__all__ = ["NO_EXAMPLES", "checked_result", "fisher_form", "fisher_product", "leaves", "pull_back", "push_forward"]
 
 NO_EXAMPLES = "no examples were given; a product needs at least one"
 
@@ -38,7 +38,7 @@ def push_forward(
         changes.append(found.change.reshape(len(found.change), -1).T)
     if not changes:
         raise ValueError(NO_EXAMPLES)
-    return _checked(torch.cat(changes, 1), "J v")
+    return checked_result(torch.cat(changes, 1), "J v")
 
 
 def pull_back(generator: Generator, network: Network, u: Tensor, parts: Iterable[Part]) -> Tensor:
@@ -61,7 +61,7 @@ def pull_back(generator: Generator, network: Network, u: Tensor, parts: Iterable
         raise ValueError(NO_EXAMPLES)
     if seen != u.shape[1]:
         raise ShapeError(f"u has shape {tuple(u.shape)}, and there are {seen} examples")
-    return _checked(total, "J^T u")
+    return checked_result(total, "J^T u")
 
 
 def fisher_product(
@@ -79,7 +79,7 @@ def fisher_product(
         del found  # or its memory would be fresh for each part
     if not n:
         raise ValueError(NO_EXAMPLES)
-    return _checked(total.div_(n), "F v")
+    return checked_result(total.div_(n), "F v")
 
 
 def fisher_form(
@@ -95,7 +95,7 @@ def fisher_form(
         n += len(found.outputs)
     if not n:
         raise ValueError(NO_EXAMPLES)
-    return _checked(total / n, "v^T F v")
+    return checked_result(total / n, "v^T F v")
 
 
 def leaves(model: nn.Module, layers: LayerCollection) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def _zeros(parameters: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     return flat, [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
-def _checked(result: Tensor, what: str) -> Tensor:
+def checked_result(result: Tensor, what: str) -> Tensor:
     """The result, if it is finite.
 
     Raises:

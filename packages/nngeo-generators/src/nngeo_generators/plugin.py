@@ -4,7 +4,8 @@ from torch import nn
 
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.plugins import hookimpl
-from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.operator import OperatorGenerator
+from nngeo_generators.hessian import HessianGenerator
 from nngeo_generators.hooks import HooksGenerator
 from nngeo_generators.rules.attention import MultiheadAttentionRule
 from nngeo_generators.rules.batch_norm import BatchNormRule
@@ -25,9 +26,9 @@ __all__ = ["nngeo_generators", "nngeo_layer_rules", "nngeo_resolve_rule"]
 
 
 @hookimpl
-def nngeo_generators() -> list[type[Generator]]:
-    """Generators by name: `hooks`."""
-    return [HooksGenerator]
+def nngeo_generators() -> list[type[OperatorGenerator]]:
+    """Generators by name: `hessian`, `hooks`."""
+    return [HessianGenerator, HooksGenerator]
 
 
 @hookimpl

@@ -33,8 +33,13 @@ def populate(
 
     Raises:
         ValueError: There are no examples, or a one-shot iterator is given where several passes are needed.
-        UnsupportedOperationError: The likelihood is centred, and an accumulator is not.
+        UnsupportedOperationError: The generator has no Jacobians; or the likelihood is centred, and an accumulator is not.
     """
+    if not isinstance(generator, Generator):
+        raise UnsupportedOperationError(
+            f"{type(generator).__name__} has products and no Jacobians, which {type(accumulators[0]).__name__} sums; "
+            "Hessian(..., representation) makes what can be made of it: 'implicit', 'dense', 'blockdiag'"
+        )
     if generator.likelihood.centred and not all(isinstance(sums, CentredAccumulator) for sums in accumulators):
         raise UnsupportedOperationError("this likelihood subtracts a mean; give CentredAccumulator(accumulator)")
     passes = max(accumulator.passes for accumulator in accumulators)

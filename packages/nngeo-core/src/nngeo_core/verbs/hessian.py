@@ -1,0 +1,101 @@
+"""Hessian: the second derivative of the mean loss."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nngeo_core.errors import UnsupportedOperationError
+from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.likelihoods.base import Likelihood
+from nngeo_core.likelihoods.choice import likelihood_for_loss
+from nngeo_core.likelihoods.empirical import Loss
+from nngeo_core.matrices.pmat import PMat
+from nngeo_core.plugins import registry
+
+__all__ = ["Hessian"]
+
+_KINDS = ("implicit", "dense", "blockdiag")
+
+
+def Hessian(
+    model: nn.Module,
+    loader: Any,
+    representation: str | type[PMat] | Sequence[str | type[PMat]],
+    n_output: int | None = None,
+    variant: str | Likelihood | None = None,
+    device: torch.device | str | None = None,
+    function: Callable[..., Any] | None = None,
+    layer_collection: LayerCollection | None = None,
+    memory_budget: int | None = None,
+    check: str = "first-batch",
+    *,
+    loss: Loss | None = None,
+) -> Any:
+    """The Hessian d^2 / d theta^2 (1/n) sum_i loss_i, by two backward passes (Pearlmutter 1994).
+
+    It is symmetric and in general indefinite: what needs a definite matrix (`sqrt`, `logdet`, `sample`, conjugate gradients)
+    raises where it is not, and `GGN` is its positive semidefinite part for a convex loss. It has no Jacobians, which all
+    representations are made of but three: "implicit" (products; its leading eigenvalues, norm(2) and spectral density are
+    exact or bounded), "dense", and "blockdiag". What a model or a loss detaches counts as a constant.
+
+    Args:
+        model: As for `FIM`.
+        loader: One batch or a loader that can be iterated again, with targets: `(inputs, targets)`, or `labels`.
+        representation: "implicit", "dense" or "blockdiag", their classes, or a list of those.
+        n_output: As for `FIM`.
+        variant: The likelihood: the loss is its -log p(y | outputs). None takes outputs of any shape, with a `loss`. Beside a
+            loss, it says which positions count.
+        device: As for `FIM`.
+        function: As for `FIM`.
+        layer_collection: As for `FIM`.
+        memory_budget: As for `FIM`.
+        check: When a batch is seen not to mix examples, and products with it to be symmetric: "first-batch", "every-batch"
+            or "off".
+        loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), neither summed nor averaged over
+            examples: `reduction="none"` in torch's losses.
+
+    Returns:
+        The matrix, or a list of matrices in the order of `representation`.
+
+    Raises:
+        UnsupportedOperationError: Another representation is asked for.
+        UnsupportedLayerError: Examples mix, or autograd has no second derivative; names what it can.
+        ShapeError: The loss is not of shape (n,).
+        ValueError: There are no targets, neither variant nor loss, or the loader can be read only once.
+        NonFiniteError: The outputs or the second derivatives have a NaN or an infinity.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])
+        >>> Hessian(model, (x, y), "dense", loss=lambda outputs, y: (outputs - y).square().sum(1)).trace()
+        tensor(10.)
+    """
+    likelihood = likelihood_for_loss(variant, loss)
+    several = isinstance(representation, Sequence) and not isinstance(representation, str)
+    choices: Any = representation if several else [representation]
+    if not choices:
+        raise ValueError("representation is an empty list; give at least one name or class")
+    kinds = [_checked_kind(choice) for choice in choices]
+    generator = registry.generator("hessian")(
+        model, likelihood, function, layer_collection, device, n_output, memory_budget, check, loss
+    )
+    about = f"hessian of {'a loss' if loss is not None else likelihood.name}"
+    lazy = registry.representation("implicit", kind="pmat")(generator, examples=loader, likelihood=about)
+    matrices = [lazy.convert(kind) for kind in kinds]
+    return matrices if several else matrices[0]
+
+
+def _checked_kind(choice: object) -> type[PMat]:
+    """The class of a representation that products are enough for."""
+    known = {name: registry.representation(name, kind="pmat") for name in _KINDS}
+    wanted = registry.representation(choice, kind="pmat") if isinstance(choice, str) else choice
+    for kind in known.values():
+        if wanted is kind:
+            return wanted
+    given = repr(choice) if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
+    raise UnsupportedOperationError(
+        f"a Hessian has products and no Jacobians, which {given} would be made of; use one of {', '.join(map(repr, _KINDS))}, "
+        "or GGN(...), which any representation can hold"
+    )
