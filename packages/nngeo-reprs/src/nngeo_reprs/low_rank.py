@@ -9,6 +9,7 @@ from torch import Tensor
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
@@ -175,12 +176,11 @@ class PMatLowRank(PMat):
         """That of a diagonal block, on the smaller side."""
         if isinstance(self.data, Tensor):
             rows = self.data[:, place]
-            norm: Tensor = torch.linalg.matrix_norm(rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows)
-            return norm
+            return euclidean_norm(rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows)
         spectrum = self._spectrum()
         block = spectrum.block(place)
         others = spectrum.vectors[0, place].numel() - len(block) if len(spectrum.vectors) else 0
-        return torch.hypot(torch.linalg.matrix_norm(block), spectrum.shift * others**0.5)
+        return euclidean_norm(torch.stack((euclidean_norm(block), spectrum.shift * others**0.5)))
 
     def get_diag(self) -> Tensor:
         """The diagonal, shape (d,)."""
