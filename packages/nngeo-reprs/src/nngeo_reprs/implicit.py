@@ -280,20 +280,19 @@ class PMatImplicit(LazyMatrix):
         Raises:
             UnsupportedOperationError: There are more, or the generator has no Jacobians.
         """
-        return self._squared_norms()[0].clamp(min=0).sqrt() * self.scaling.abs()
+        return self._norms()[0] * self.scaling.abs()
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        squares = self._squared_norms()[1]
-        return {layer_id: square.clamp(min=0).sqrt() * self.scaling.abs() for layer_id, square in squares.items()}
+        return {layer_id: norm * self.scaling.abs() for layer_id, norm in self._norms()[1].items()}
 
-    def _squared_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def _norms(self) -> tuple[Tensor, dict[str, Tensor]]:
         rows = self._row_side.rows(signed=True)
         if rows is None:
             self._unsupported(
                 f"the Frobenius norm, unless all examples have {self._row_side.limit} directions at most,",
                 "norm(2) takes products alone, and convert('dense') has both",
             )
-        return rows.squared_norms()
+        return rows.norms()
 
     def get_dense_tensor(self) -> Tensor:
         """Refused: nothing is formed unasked.

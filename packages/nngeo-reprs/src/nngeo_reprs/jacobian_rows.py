@@ -12,6 +12,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.conjugate_gradients import DEFAULT_TOLERANCE, conjugate_gradients
 from nngeo_core.linear_algebra.damping import check_definite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.symmetric import eigh
 
 __all__ = ["JacobianRows"]
@@ -116,18 +117,18 @@ class JacobianRows:
         right = scaling.sqrt() * self.transposed_times(e) + math.sqrt(regul) * z
         return self.solve(right, scaling, regul)[0]
 
-    def squared_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The squared Frobenius norms of F and of each layer's block, tile by tile."""
-        first = self.batches[0]
-        total = torch.zeros((), dtype=first.dtype, device=first.device)
-        by_layer = {layer_id: total.clone() for layer_id in self.layer_collection}
+    def norms(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The Frobenius norms of F and of each layer's block, tile by tile."""
+        whole: list[tuple[Tensor, int]] = []
+        by_layer: dict[str, list[tuple[Tensor, int]]] = {layer_id: [] for layer_id in self.layer_collection}
         for i, rows in enumerate(self.batches):
             for j, columns in enumerate(self.batches):
                 (tile, tiles), sign = self._tile(i, j), rows.sign * columns.sign
-                total += sign * tile.square().sum()
+                whole.append((euclidean_norm(tile), sign))
                 for layer_id, part in tiles.items():
-                    by_layer[layer_id] += sign * part.square().sum()
-        return total, by_layer
+                    by_layer[layer_id].append((euclidean_norm(part), sign))
+        zero = torch.zeros((), dtype=self.batches[0].dtype, device=self.batches[0].device)
+        return _combined(whole, zero), {layer_id: _combined(parts, zero) for layer_id, parts in by_layer.items()}
 
     def _tile(self, i: int, j: int) -> tuple[Tensor, dict[str, Tensor]]:
         """A tile of R R^T, and each layer's part of it."""
@@ -141,3 +142,11 @@ class JacobianRows:
         for part in tiles.values():
             tile += part
         return tile, tiles
+
+
+def _combined(parts: Sequence[tuple[Tensor, int]], zero: Tensor) -> Tensor:
+    """The root of a sum of squares with signs, of numbers whose squares may leave the range of the dtype."""
+    positive, negative = (
+        euclidean_norm(torch.stack([zero, *(norm for norm, sign in parts if sign == wanted)])) for wanted in (1, -1)
+    )
+    return (positive - negative).clamp(min=0).sqrt() * (positive + negative).sqrt()

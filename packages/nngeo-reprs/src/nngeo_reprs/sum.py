@@ -199,14 +199,12 @@ class PMatSum(LazyMatrix):
         return euclidean_norm(torch.stack(parts))
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        squares = {
-            layer_id: torch.zeros((), dtype=self.dtype, device=self.device) for layer_id in self.layer_collection
-        }
+        parts: dict[str, list[Tensor]] = {layer_id: [] for layer_id in self.layer_collection}
         for first, columns in self._columns():
             for layer_id, place in self.layer_collection.slices().items():
                 mine = columns[max(0, place.start - first) : max(0, place.stop - first), place]
-                squares[layer_id] += mine.square().sum()
-        return {layer_id: square.sqrt() for layer_id, square in squares.items()}
+                parts[layer_id].append(euclidean_norm(mine))
+        return {layer_id: euclidean_norm(torch.stack(norms)) for layer_id, norms in parts.items()}
 
     def _columns(self) -> Iterator[tuple[int, Tensor]]:
         """The columns of M, some at a time, as rows (k, d), each time with the place of the first."""
