@@ -12,6 +12,7 @@ import nngeo_reprs.implicit_rows
 from nngeo_core import (
     FIM,
     ConvergenceError,
+    EmpiricalFIM,
     Generator,
     LayerCollectionMismatchError,
     NotPositiveDefiniteError,
@@ -338,6 +339,16 @@ def test_what_can_be_read_only_once_is_refused() -> None:
         _implicit(case, examples=batches())
     with pytest.raises(TypeError, match="got int"):
         _implicit(case, examples=3)
+
+
+def test_centring_is_refused() -> None:
+    case = mlp()
+    batch = (case.inputs, torch.arange(len(case.inputs)) % 3)
+    with pytest.raises(UnsupportedOperationError, match="centred=False"):
+        EmpiricalFIM(case.model, batch, "implicit", variant="classif_logits", centred=True)
+    generator = EmpiricalFIM(case.model, batch, "dense", variant="classif_logits", centred=True).generator
+    with pytest.raises(UnsupportedOperationError, match="centred=False"):
+        PMatImplicit(generator, examples=batch)
 
 
 def test_a_loader_of_changing_length_is_no_matrix() -> None:

@@ -88,6 +88,11 @@ class PMatImplicit(LazyMatrix):
                 "a PMatImplicit needs a `generator` to compute its products, also beside a `layer_collection`; got none"
             )
         self.layer_collection.check_same(self.generator.layer_collection)
+        if self.generator.likelihood.centred:
+            self._unsupported(
+                "a matrix from which the mean gradient is subtracted",
+                "use the dense, block-diagonal or diagonal representation, or centred=False",
+            )
         return checked_examples(data)
 
     @property

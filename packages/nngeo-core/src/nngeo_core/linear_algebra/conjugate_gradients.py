@@ -9,6 +9,7 @@ from torch import Tensor
 from nngeo_core.errors import ConvergenceError, NonFiniteError, NotPositiveDefiniteError
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.linear_map import Rows, apply_linear
+from nngeo_core.linear_algebra.norms import euclidean_norm
 
 __all__ = ["DEFAULT_TOLERANCE", "conjugate_gradients"]
 
@@ -73,7 +74,7 @@ def _checked(apply: Rows, what: str) -> Rows:
 
 def _solve(apply: Rows, right: Tensor, preconditioner: Rows | None, tol: float, most: int, what: str) -> Tensor:
     """Rows of any length, solved for unit ones so that no square over- or underflows."""
-    scales = torch.linalg.vector_norm(right, dim=1, keepdim=True)
+    scales = euclidean_norm(right, dim=1, keepdim=True)
     if not scales.isfinite().all():
         raise NonFiniteError("a right-hand side has a NaN or an infinity")
     solution = torch.zeros_like(right)
@@ -121,7 +122,7 @@ class _State:
                 self._keep(~done)
             if not len(self.x):
                 return
-        left = torch.linalg.vector_norm(self.residual, dim=1).max()
+        left = euclidean_norm(self.residual, dim=1).max()
         raise ConvergenceError(
             f"conjugate gradients on {self.what} left a residual of {float(left):.1e} |b| after {most} iterations, where "
             f"tol={self.tol:g}; give more max_iterations, a larger regul, a larger tol, or a preconditioner close to the matrix"
@@ -139,13 +140,14 @@ class _State:
         return done
 
     def _step(self) -> None:
-        product = self.apply(self.direction)
-        lengths = self.direction.square().sum(1)
-        self.norms = torch.maximum(self.norms, torch.linalg.vector_norm(product, dim=1) / lengths.sqrt())
-        curvature = (self.direction * product).sum(1)
-        self._check_curvature(curvature / lengths)
-        step = (self.size / curvature).unsqueeze(1)
-        self.x = self.x + step * self.direction
+        length = euclidean_norm(self.direction, dim=1)  # which a preconditioner may leave very small or large
+        unit = self.direction / length.unsqueeze(1)
+        product = self.apply(unit)
+        self.norms = torch.maximum(self.norms, euclidean_norm(product, dim=1))
+        curvature = (unit * product).sum(1)
+        self._check_curvature(curvature)
+        step = (self.size / length / curvature).unsqueeze(1)
+        self.x = self.x + step * unit
         self.residual = self.residual - step * product
         following = self.preconditioner(self.residual)
         size = self._positive((following * self.residual).sum(1))
@@ -154,8 +156,8 @@ class _State:
 
     def _small(self, residual: Tensor, x: Tensor, norms: Tensor) -> Tensor:
         """Whether residuals of unit right-hand sides are at most the tolerance, or rounding."""
-        rounding = _ROUNDING * self.eps * (1 + norms * torch.linalg.vector_norm(x, dim=1))
-        small: Tensor = torch.linalg.vector_norm(residual, dim=1) <= rounding.clamp(min=self.tol)
+        rounding = _ROUNDING * self.eps * (1 + norms * euclidean_norm(x, dim=1))
+        small: Tensor = euclidean_norm(residual, dim=1) <= rounding.clamp(min=self.tol)
         return small
 
     def _keep(self, chosen: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from nngeo_core.errors import ConvergenceError, NonFiniteError
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.linear_map import Rows
+from nngeo_core.linear_algebra.norms import euclidean_norm
 
 __all__ = ["Eigenpairs", "Krylov", "leading_eigenpairs", "spectral_norm"]
 
@@ -68,13 +69,13 @@ class Krylov:
         grown[before:, before:] = (corner + corner.T) / 2
         self.matrix = grown
         rest = product - coefficients.T @ self.basis
-        self._next, self._coupling = self._orthonormal(rest, torch.linalg.vector_norm(product, dim=1))
+        self._next, self._coupling = self._orthonormal(rest, euclidean_norm(product, dim=1))
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of M in the basis, ascending; their vectors in it, as rows; and what |M u - w u| each has at most."""
         values, vectors = torch.linalg.eigh(self.matrix)
         last = vectors[len(self.basis) - self._coupling.shape[1] :]
-        return values, vectors.T, torch.linalg.vector_norm(self._coupling @ last, dim=0)
+        return values, vectors.T, euclidean_norm(self._coupling @ last, dim=0)
 
     def _orthonormal(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Rows made orthonormal and orthogonal to the basis, and their coefficients: rows = coefficients^T result.
@@ -90,7 +91,7 @@ class Krylov:
                 break
             previous = torch.stack(found) if found else rows[:0]
             rest, parts = self._without(row, previous)
-            length = torch.linalg.vector_norm(rest)
+            length = euclidean_norm(rest)
             if length > 100 * self._eps * size:
                 coefficients[: len(found), place] = parts
                 coefficients[len(found), place] = length
@@ -114,8 +115,8 @@ class Krylov:
     def _random(self, previous: Tensor) -> Tensor:
         row = torch.randn(self.basis.shape[1], generator=self._generator, device=self._generator.device)
         rest, _ = self._without(row.to(self.basis), previous)
-        rest, _ = self._without(rest / torch.linalg.vector_norm(rest), previous)
-        unit: Tensor = rest / torch.linalg.vector_norm(rest)
+        rest, _ = self._without(rest / euclidean_norm(rest), previous)
+        unit: Tensor = rest / euclidean_norm(rest)
         return unit
 
 
@@ -156,7 +157,7 @@ def leading_eigenpairs(
     vectors = rows[chosen] @ krylov.basis
     products = apply(vectors)
     values = (vectors * products).sum(1)
-    residuals = torch.linalg.vector_norm(products - values.unsqueeze(1) * vectors, dim=1)
+    residuals = euclidean_norm(products - values.unsqueeze(1) * vectors, dim=1)
     return Eigenpairs(values, vectors, residuals)
 
 
