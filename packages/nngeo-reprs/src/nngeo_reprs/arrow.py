@@ -10,6 +10,7 @@ from nngeo_core.errors import NotPositiveDefiniteError
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible, factorize
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.symmetric import eigh
 
 __all__ = ["ArrowBlock"]
@@ -74,9 +75,7 @@ class ArrowBlock:
 
     def norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        found: Tensor = torch.hypot(
-            torch.linalg.vector_norm(self.diagonal), 2**0.5 * torch.linalg.vector_norm(self.cross)
-        )
+        found: Tensor = torch.hypot(euclidean_norm(self.diagonal), 2**0.5 * euclidean_norm(self.cross))
         return found
 
     def dense(self) -> Tensor:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.populate import collect
 from nngeo_reprs.ekfac_sums import EigenvalueAccumulator, EKFACAccumulator
@@ -37,6 +37,7 @@ class PMatEKFAC(KroneckerMatrix):
     `data` is a mapping from layer id to `EigenBlock`.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from nngeo_core import FIM
         >>> F = FIM(nn.Linear(2, 3), torch.ones(4, 2), "ekfac", variant="regression")
@@ -163,7 +164,7 @@ class PMatEKFAC(KroneckerMatrix):
         return self._eigenvalues().sum()
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        return {layer_id: torch.linalg.vector_norm(block.values) for layer_id, block in self.data.items()}
+        return {layer_id: euclidean_norm(block.values) for layer_id, block in self.data.items()}
 
     def update_diag(self, examples: Any, progress: bool = False) -> None:
         """Replace the eigenvalues by those of the examples at the model's current parameters, in the basis that is kept.

@@ -13,6 +13,7 @@ from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_invertible, factorize
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.vectors.pvector import PVector
 from nngeo_reprs.ekfac import PMatEKFAC
 from nngeo_reprs.kfac_sums import KFACAccumulator
@@ -233,7 +234,7 @@ class PMatKFAC(KroneckerMatrix):
         return torch.stack([diagonal(factors).sum() for factors in self.data.values()]).sum()
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
-        return {layer_id: torch.linalg.vector_norm(norms(factors)) for layer_id, factors in self.data.items()}
+        return {layer_id: euclidean_norm(norms(factors)) for layer_id, factors in self.data.items()}
 
     def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[dict[str, Any], int | None]:
         self._check_symmetric("an average", "update the matrices before they are multiplied")

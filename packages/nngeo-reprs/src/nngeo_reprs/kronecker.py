@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.spectrum import reciprocals
 
 __all__ = [
@@ -74,8 +75,8 @@ def pseudo_inverse(factor: Tensor) -> Tensor:
 
 def norms(factors: KroneckerFactors) -> Tensor:
     """The Frobenius norm of each group's block, shape (q,): |A| |G|."""
-    inputs = torch.linalg.vector_norm(factors.inputs.flatten(1), dim=1)
-    products: Tensor = inputs * torch.linalg.vector_norm(factors.outputs.flatten(1), dim=1)
+    inputs = euclidean_norm(factors.inputs.flatten(1), dim=1)
+    products: Tensor = inputs * euclidean_norm(factors.outputs.flatten(1), dim=1)
     return products
 
 

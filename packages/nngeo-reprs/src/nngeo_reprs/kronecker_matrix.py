@@ -10,6 +10,7 @@ from torch import Tensor
 from nngeo_core.errors import LayerCollectionMismatchError
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.kronecker_basis import EigenBlock
@@ -138,8 +139,7 @@ class KroneckerMatrix(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional: that of the layers' norms."""
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(self._norm_per_layer().values())))
-        return norm
+        return euclidean_norm(torch.stack(list(self._norm_per_layer().values())))
 
     def _blocks(self) -> dict[str, Tensor]:
         return {layer_id: self._block(layer_id, split_weight_bias=True) for layer_id in self.data}

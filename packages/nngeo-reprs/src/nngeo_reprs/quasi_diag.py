@@ -12,6 +12,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
@@ -283,8 +284,7 @@ class PMatQuasiDiag(PMat):
 
     def frobenius_norm(self) -> Tensor:
         """The Frobenius norm, 0-dimensional."""
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(list(self._norm_per_layer().values())))
-        return norm
+        return euclidean_norm(torch.stack(list(self._norm_per_layer().values())))
 
     def _norm_per_layer(self) -> dict[str, Tensor]:
         return {layer_id: block.norm() for layer_id, block in self.data.items()}
