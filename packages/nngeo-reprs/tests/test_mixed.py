@@ -311,3 +311,13 @@ def test_a_part_that_takes_two_passes_is_resumed_in_each() -> None:
     found = PMatMixed(generator, data=halves[0].finalize())
     assert number == 1
     assert relative_error(found.get_dense_tensor(), expected.get_dense_tensor()) <= 1e-12
+
+
+def test_what_kfac_suggests_for_a_normalisation_works() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedOperationError) as caught:
+        FIM(model, x, "kfac")
+    assert 'representation="auto", or a mapping such as {nn.Linear: "kfac", None: "blockdiag"}' in str(caught.value)
+    auto, mapped = FIM(model, x, ["auto", {nn.Linear: "kfac", None: "blockdiag"}])
+    assert torch.equal(auto.get_dense_tensor(), mapped.get_dense_tensor())

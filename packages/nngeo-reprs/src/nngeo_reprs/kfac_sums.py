@@ -35,9 +35,9 @@ class KFACAccumulator(Accumulator):
                 factors = chosen.kronecker_factors(inputs=batch.first_slice)
             except UnsupportedOperationError as error:
                 raise UnsupportedOperationError(
-                    f"layer '{layer_id}': {error}. Kronecker factors where there are some and exact blocks elsewhere: "
-                    'representation={nn.Linear: "kfac", nn.Conv2d: "kfac", None: "blockdiag"}, or "mixed" to choose by layer; '
-                    "those layers alone: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
+                    f"layer '{layer_id}': {error}. Kronecker factors where layers have them, and exact blocks or diagonals "
+                    'elsewhere: representation="auto", or a mapping such as {nn.Linear: "kfac", None: "blockdiag"}; these '
+                    "layers alone: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
                 ) from error
             self.layouts[layer_id] = factors.layout
             self.add(f"{layer_id}.inputs", factors.inputs.to(batch.dtype))
