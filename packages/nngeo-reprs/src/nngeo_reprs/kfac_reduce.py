@@ -38,6 +38,7 @@ class PMatKFACReduce(PMatKFAC):
     """
 
     name = "kfac-reduce"
+    exact_entries = ""
     accumulator = KFACReduceAccumulator
 
     @classmethod
