@@ -143,3 +143,10 @@ def test_trainable_parameters_alone() -> None:
     expected = fisher(case.model, case.inputs, names, "classif_logits")
     assert torch.allclose(matrix.get_dense_tensor(), expected, rtol=1e-10, atol=1e-14)
     assert max(verify(case.model, case.inputs, layer_collection=layers).errors.values()) < 1e-12
+
+
+def test_reduced_factors_are_not_taken_for_those_of_kfac() -> None:
+    """Over shared positions the two are different matrices, and only one of them is what the formula says."""
+    case = MODELS["positions-sequence"]()
+    report = verify(case.model, case.inputs)
+    assert "kfac" in report.errors and "kfac-reduce" not in report.errors

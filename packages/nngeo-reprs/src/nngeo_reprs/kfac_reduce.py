@@ -40,6 +40,7 @@ class PMatKFACReduce(PMatKFAC):
     name = "kfac-reduce"
     exact_entries = ""
     accumulator = KFACReduceAccumulator
+    exact_entries = ""  # unlike KFAC's, its factors are not those that `verify` computes
 
     @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> dict[str, int | None]:
