@@ -5,8 +5,15 @@ are multiplications per group; the class that holds the tensors asks here and do
 """
 
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
-__all__ = ["BLOCK_BYTES", "blocks", "grams_are_cheaper", "outputs_come_first"]
+__all__ = ["BLOCK_BYTES", "GramMethod", "Pairing", "blocks", "gram_costs", "grams_are_cheaper", "outputs_come_first"]
+
+GramMethod: TypeAlias = Literal["positions", "gradients", "products"]
+"""An order in which J J'^T is contracted."""
+
+Pairing: TypeAlias = Literal["all", "equal", "summed"]
+"""Which output directions of J and J' meet."""
 
 BLOCK_BYTES = 12 * 2**20
 """Size of the temporaries that a contraction forms at once: larger ones cost more in page faults than in arithmetic."""
@@ -21,21 +28,49 @@ def blocks(count: int, bytes_each: int, limit: int = BLOCK_BYTES) -> Iterator[sl
 
 
 def grams_are_cheaper(rows: tuple[int, int, int], columns: tuple[int, int, int], outputs: int, inputs: int) -> bool:
-    """Whether J J'^T is cheaper from the Gram matrices of positions than from per-example gradients.
+    """Whether J J'^T is cheaper from the Gram matrices of positions than from per-example gradients; see `gram_costs`."""
+    costs = gram_costs(rows, columns, outputs, inputs)
+    return costs["positions"] <= costs["gradients"]
 
-    From Gram matrices: one product of all inputs, one of all output gradients, and their product entry by entry, summed over
-    pairs of positions. From gradients: form both sides, then multiply them.
+
+def gram_costs(
+    rows: tuple[int, int, int],
+    columns: tuple[int, int, int],
+    outputs: int,
+    inputs: int,
+    pairing: Pairing = "all",
+) -> dict[GramMethod, int]:
+    """Multiplications of each order in which J J'^T can be contracted (Novak, Sohl-Dickstein & Schoenholz 2022).
+
+    `"positions"`: one product of all inputs, one of all output gradients, and their product entry by entry, summed over
+    pairs of positions; or, where that is less, the inputs' Gram matrix times one side's gradients, then the other's.
+    `"gradients"`: form the per-example gradients of both sides, then multiply them. `"products"`: form those of the rows,
+    and push each of them through the columns' layer, which is a Jacobian-vector product.
 
     Args:
         rows: (c, n, s) of J.
         columns: (c, n, s) of J'.
         outputs: G.
         inputs: A.
+        pairing: Which directions meet: "all" of them, "equal" ones, or equal ones whose tiles are "summed".
+
+    Example:
+        >>> gram_costs((10, 50, 1), (10, 50, 1), 100, 100)["positions"]
+        25250000
     """
     (c, n, s), (k, m, t) = rows, columns
-    positions = n * s * m * t * inputs + c * n * s * k * m * t * (outputs + (s * t > 1))
-    gradients = (c * n * s + k * m * t) * outputs * inputs + c * n * k * m * outputs * inputs
-    return positions <= gradients
+    meeting = c * k if pairing == "all" else c
+    entries = meeting * n * s * m * t
+    pairs, several = meeting * n * m, s * t > 1
+    entry_by_entry = entries * outputs + several * (n * s * m * t if pairing == "summed" else entries)
+    if pairing == "all" and several:
+        entry_by_entry = min(entry_by_entry, (n * s * m * t * k + pairs * s) * outputs)
+    weights = outputs * inputs
+    return {
+        "positions": n * s * m * t * inputs + entry_by_entry,
+        "gradients": (c * n * s + k * m * t) * weights + pairs * weights,
+        "products": c * n * s * weights + (c * n * m * t * weights + pairs * t * outputs),
+    }
 
 
 def outputs_come_first(c: int, n: int, s: int, q: int) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.layout import KroneckerFactors, matrix_layout
 from nngeo_core.jacobians.masks import joined_masks
 
@@ -121,8 +122,10 @@ class IndexJacobian(LayerJacobian):
         if not isinstance(other, IndexJacobian) or other.rows != self.rows:
             return super().gram(other)
         mine, theirs = self.index[:, :, None, None], other.index[None, None]
-        same = ((mine == theirs) & (mine >= 0)).to(self.dtype)
-        return torch.einsum("cnsg,kmtg,nsmt->cnkm", self.g, other.g, same)  # n, m examples; s, t positions
+        same = ((mine == theirs) & (mine >= 0)).to(self.dtype)  # n, m examples; s, t positions: (n, s, m, t)
+        total = self.g.new_zeros(*self.shape[:2], *other.shape[:2])
+        add_gram_of_positions_(total, same.unsqueeze(0), self.g.unsqueeze(3), other.g.unsqueeze(3))
+        return total
 
     def kronecker_factors(self, inputs: bool = True) -> KroneckerFactors:
         """The counts of the rows are the diagonal of the input factor, shape (1, V); G as for a matrix.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.contraction import blocks, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.jacobians.masks import joined_masks
 
@@ -199,9 +200,11 @@ class KroneckerJacobian(LayerJacobian):
 
     def _gram_from_positions(self, other: "KroneckerJacobian") -> Tensor:
         """Sum over pairs of positions of (g . g') (a . a' + 1), the 1 with a bias."""
-        # n, m examples; s, t positions; q group; a input; g output; c, k directions
+        # n, m examples; s, t positions; q group; a input; c, k directions
         inputs = torch.einsum("nsqa,mtqa->qnsmt", self.a, other.a) + self.layout.has_bias
-        return torch.einsum("cnsqg,kmtqg,qnsmt->cnkm", self.g, other.g, inputs)
+        total = self.g.new_zeros(*self.shape[:2], *other.shape[:2])
+        add_gram_of_positions_(total, inputs, self.g, other.g)
+        return total
 
     def bias_cross(self) -> Tensor:
         """The entries of J^T J between each weight and its output's bias, in the weight's order, shape (d_weight,)."""

@@ -1,0 +1,67 @@
+"""J J'^T of Jacobians that are sums over positions, from the Gram matrix of their inputs, on plain tensors."""
+
+import torch
+from torch import Tensor
+
+from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
+
+__all__ = ["add_gram_of_positions_"]
+
+
+def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor, pairing: Pairing = "all") -> None:
+    """Add sum_{s,t} (a . a') (g . g'), summed over groups, to a tensor, in place.
+
+    Args:
+        total: Shape (c, n, k, m) where "all" directions meet, (c, n, m) where "equal" ones do, (n, m) where those are
+            "summed"; in the dtype of the others.
+        inputs: a . a', shape (q, n, s, m, t).
+        g: Shape (c, n, s, q, G).
+        other: g', shape (k, m, t, q, G).
+        pairing: Which directions meet.
+    """
+    add = {"all": _add_all, "equal": _add_equal, "summed": _add_summed}[pairing]
+    for q, found in enumerate(inputs):
+        add(total, found, g[:, :, :, q], other[:, :, :, q])
+
+
+# c, k directions; n, m examples; s, t positions; w outputs of a group
+
+
+def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    (c, n, s, w), (k, m, t, _) = g.shape, other.shape
+    if s == t == 1:
+        products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
+        total.addcmul_(products, inputs.view(n, 1, m))
+        return
+    in_sequence = (t + c) * k * w < c * k * t * (w + 1)
+    each = (k * m * w if in_sequence else c * k * m * t) * s * g.element_size()
+    for rows in blocks(n, each):
+        for columns in blocks(m, max(1, each // max(1, m)) * (rows.stop - rows.start)):
+            parts = inputs[rows, :, columns], g[:, rows], other[:, columns]
+            total[:, rows, :, columns] += _in_sequence(*parts) if in_sequence else _entry_by_entry(*parts)
+
+
+def _in_sequence(inputs: Tensor, g: Tensor, other: Tensor) -> Tensor:
+    """The inputs' Gram matrix times one side's gradients, then the other's: (c, n, k, m)."""
+    pushed = torch.einsum("nsmt,kmtw->nswkm", inputs, other)
+    return torch.einsum("cnsw,nswkm->cnkm", g, pushed)
+
+
+def _entry_by_entry(inputs: Tensor, g: Tensor, other: Tensor) -> Tensor:
+    """Both Gram matrices of positions, multiplied entry by entry: (c, n, k, m)."""
+    (c, n, s, w), (k, m, t, _) = g.shape, other.shape
+    products = (g.reshape(-1, w) @ other.reshape(-1, w).T).view(c, n, s, k, m, t)
+    return products.mul_(inputs.view(n, s, 1, m, t)).sum((2, 5))
+
+
+def _add_equal(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    for out, rows, columns in zip(total, g, other, strict=True):
+        _add_summed(out, inputs, rows.unsqueeze(0), columns.unsqueeze(0))
+
+
+def _add_summed(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    (c, n, s, w), (_, m, t, _) = g.shape, other.shape
+    left, right = (x.movedim(0, 2).reshape(*x.shape[1:3], c * w) for x in (g, other))
+    for rows in blocks(n, s * m * t * g.element_size(), BLOCK_BYTES):
+        products = (left[rows].reshape(-1, c * w) @ right.reshape(m * t, c * w).T).view(-1, s, m, t)
+        total[rows] += products.mul_(inputs[rows]).sum((1, 3))
