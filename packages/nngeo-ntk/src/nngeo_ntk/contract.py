@@ -1,0 +1,165 @@
+"""The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nngeo_core.jacobians.base import LayerJacobian
+from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks, gram_costs
+from nngeo_core.jacobians.dense import DenseJacobian
+from nngeo_core.jacobians.gram import add_gram_of_positions_
+from nngeo_core.jacobians.index import IndexJacobian
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.layout import KroneckerLayout
+
+__all__ = ["Contraction", "contraction", "kept_form"]
+
+
+def kept_form(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing) -> LayerJacobian:
+    """The form in which a layer's Jacobian waits for its partners: as it is, or per-example gradients where these are cheaper.
+
+    Costs are counted for the Jacobian with itself: more partners only spread the cost of forming the gradients.
+
+    Args:
+        jacobian: Shape (c, n, d).
+        method: Forces an order where the structure leaves a choice.
+        pairing: Which directions meet.
+    """
+    if isinstance(jacobian, KroneckerJacobian):
+        size = (*jacobian.shape[:2], jacobian.positions)
+        chosen = method or _cheapest(gram_costs(size, size, jacobian.layout.outputs, jacobian.layout.inputs, pairing))
+        return jacobian if chosen != "gradients" else DenseJacobian(jacobian.to_dense())
+    if isinstance(jacobian, IndexJacobian) and method != "gradients":
+        return jacobian
+    return jacobian if isinstance(jacobian, DenseJacobian) else DenseJacobian(jacobian.to_dense())
+
+
+def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
+    return min(costs, key=costs.__getitem__)
+
+
+class Contraction(ABC):
+    """J J'^T of one layer, for chosen directions of both."""
+
+    @abstractmethod
+    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
+        """Add the contraction of some directions in place: shape (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
+
+
+def contraction(
+    first: LayerJacobian, second: LayerJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
+) -> Contraction:
+    """How two Jacobians of one layer, in their kept forms, are contracted.
+
+    Args:
+        first: J, shape (c, n, d).
+        second: J', shape (k, m, d).
+        method: Forces an order where both are structured.
+        pairing: Which directions will meet.
+        dtype: That of the sums.
+    """
+    if isinstance(first, KroneckerJacobian) and isinstance(second, KroneckerJacobian) and first.layout == second.layout:
+        rows, columns = ((*x.shape[:2], x.positions) for x in (first, second))
+        costs = gram_costs(rows, columns, first.layout.outputs, first.layout.inputs, pairing)
+        chosen = method or _cheapest(costs)
+        if chosen == "positions":
+            return _from_inputs(first, second, dtype)
+        if chosen == "products":
+            return _Products(first.to_dense().to(dtype), second, dtype)
+    if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
+        return _of_lookups(first, second, method, pairing, dtype)
+    return _Gradients(first.to_dense().to(dtype), second.to_dense().to(dtype))
+
+
+class _Gradients(Contraction):
+    """Per-example gradients of both sides, shapes (c, n, d) and (k, m, d)."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
+        first, second = self.first[rows], self.second[columns]
+        if pairing == "equal":
+            total.baddbmm_(first, second.mT)
+        elif pairing == "summed":
+            for one, other in zip(first, second, strict=True):
+                total.addmm_(one, other.T)
+        else:
+            flat, other = first.flatten(0, 1), second.flatten(0, 1)
+            total.view(len(flat), len(other)).addmm_(flat, other.T)
+
+
+class _Positions(Contraction):
+    """The Gram matrix of the inputs (q, n, s, m, t), formed once, and that of the output gradients."""
+
+    def __init__(self, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+        self.inputs, self.g, self.other = inputs, g, other
+
+    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
+        add_gram_of_positions_(total, self.inputs, self.g[rows], self.other[columns], pairing)
+
+
+class _Products(Contraction):
+    """Per-example gradients of the rows (c, n, d), each pushed through the columns' layer: a Jacobian-vector product."""
+
+    def __init__(self, rows: Tensor, columns: KroneckerJacobian, dtype: torch.dtype) -> None:
+        self.rows, self.layout = rows, columns.layout
+        self.a, self.g = columns.a.to(dtype), columns.g.to(dtype)
+
+    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
+        vectors, g = self.rows[rows], self.g[columns]
+        if pairing == "all":
+            self._push(total, vectors, g)
+            return
+        for place, (vector, one) in enumerate(zip(vectors, g, strict=True)):
+            out = total if pairing == "summed" else total[place]
+            self._push(out[None, :, None], vector.unsqueeze(0), one.unsqueeze(0))
+
+    def _push(self, total: Tensor, vectors: Tensor, g: Tensor) -> None:
+        """Add the products of vectors (c, n, d) and of the columns' directions g (k, m, t, q, G) to (c, n, k, m)."""
+        _, m, t, q, width = g.shape
+        for one, out in zip(vectors, total, strict=True):
+            for some in blocks(len(one), m * t * q * width * g.element_size()):
+                weight, bias = self.layout.unpack(one[some])
+                # n, m examples; t position; q group; a input; g output; k direction
+                response = torch.einsum("nqga,mtqa->nmtqg", weight, self.a)
+                if bias is not None:
+                    response += bias[:, None, None]
+                out[some] += torch.einsum("nmtqg,kmtqg->nkm", response, g)
+
+
+def _from_inputs(first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype) -> _Positions:
+    layout: KroneckerLayout = first.layout
+    left, right = (x.a.to(dtype).flatten(0, 1).movedim(1, 0) for x in (first, second))  # (q, n s, A)
+    inputs = left @ right.mT
+    if layout.has_bias:
+        inputs += 1
+    sizes = (len(inputs), first.shape[1], first.positions, second.shape[1], second.positions)
+    return _Positions(inputs.view(sizes), first.g.to(dtype), second.g.to(dtype))
+
+
+def _of_lookups(
+    first: IndexJacobian, second: IndexJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
+) -> Contraction:
+    """Look-ups by which indices are equal, or as gradients of those rows alone that occur on both sides."""
+    common = torch.unique(first.index)
+    common = common[(common >= 0) & torch.isin(common, second.index)]
+    (c, n, _), (k, m, _), width = first.shape, second.shape, first.g.shape[3]
+    rows, columns = (c, n, first.index.shape[1]), (k, m, second.index.shape[1])
+    if method is None:
+        costs = gram_costs(rows, columns, width, 1, pairing)
+        method = "positions" if costs["positions"] <= (c * k if pairing == "all" else c) * n * m * len(common) * width else None
+    if method == "positions":
+        same = (first.index[:, :, None, None] == second.index[None, None]) & (first.index >= 0)[:, :, None, None]
+        return _Positions(same.unsqueeze(0).to(dtype), *(x.g.unsqueeze(3).to(dtype) for x in (first, second)))
+    return _Gradients(*(_in_vocabulary(x, common).to_dense().to(dtype) for x in (first, second)))
+
+
+def _in_vocabulary(jacobian: IndexJacobian, common: Tensor) -> IndexJacobian:
+    """The Jacobian with respect to some rows of the table alone, given in ascending order."""
+    if not len(common):
+        return IndexJacobian(torch.full_like(jacobian.index, -1), jacobian.g, 1)
+    place = torch.searchsorted(common, jacobian.index).clamp_(max=len(common) - 1)
+    return IndexJacobian(torch.where(common[place] == jacobian.index, place, -1), jacobian.g, len(common))

@@ -1,0 +1,62 @@
+"""Recorded: examples read once, whatever order their loader has, and used as often as a computation needs them."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches, select_examples
+from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.untouched import undisturbed
+
+__all__ = ["Recorded"]
+
+
+class Recorded:
+    """The batches of a loader as they came: a shuffling loader read twice would give two orders, and no Gram matrix.
+
+    Args:
+        generator: Whose model is left untouched while the loader is read.
+        examples: One batch or a loader, read here and never again; or another `Recorded`, which is shared.
+
+    Raises:
+        ValueError: There are no examples.
+    """
+
+    def __init__(self, generator: Generator, examples: Any) -> None:
+        self.batches: list[Batch]
+        if isinstance(examples, Recorded):
+            self.batches = examples.batches
+        else:
+            with undisturbed(generator.model, generator.device), torch.no_grad():
+                self.batches = list(_read(examples))
+        self.counts = [count_examples(batch) for batch in self.batches]
+        if not sum(self.counts):
+            raise ValueError(f"no examples: {type(examples).__name__} is empty; a kernel needs at least one example")
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def starting_at(self, first: int) -> Iterator[Batch]:
+        """The batches from an example on, the first of them cut."""
+        ends = accumulate(self.counts)
+        for batch, n, end in zip(self.batches, self.counts, ends, strict=True):
+            if end > first:
+                yield batch if end - n >= first else select_examples(batch, slice(first - (end - n), n))
+
+    def one(self, number: int) -> Batch:
+        """One example as a batch."""
+        return select_examples(next(self.starting_at(number)), slice(0, 1))
+
+
+def _read(examples: Any) -> Iterator[Batch]:
+    """The batches that have examples, with tensors of their own: a loader may fill the same memory with the next."""
+    if is_one_batch(examples):
+        yield examples
+        return
+    for batch in iterate_batches(examples):
+        if count_examples(batch):
+            yield tree_map_only(Tensor, Tensor.clone, batch)
