@@ -35,7 +35,8 @@ from nngeo_core.likelihoods.positions import CausalLMLogits, SegmentationLogits
 from nngeo_core.likelihoods.sampled import MonteCarlo, RandomSigns
 from nngeo_core.linear_algebra.bdot import bdot
 from nngeo_core.matrices.fmat import FMat
-from nngeo_core.matrices.maps import PullBack, PushForward
+from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
+from nngeo_core.matrices.maps import JacobianMap, PullBack, PushForward
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import hookimpl
 from nngeo_core.sweep.accumulator import Accumulator
@@ -47,7 +48,9 @@ from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_d
 from nngeo_core.verbs.empirical import EmpiricalFIM
 from nngeo_core.verbs.fim import FIM
 from nngeo_core.verbs.ggn import GGN
+from nngeo_core.verbs.gram import GramMatrix
 from nngeo_core.verbs.hessian import Hessian
+from nngeo_core.verbs.jacobian import Jacobian
 from nngeo_core.verbs.monte_carlo import FIM_MonteCarlo
 from nngeo_core.verbs.verify import Verification, verify
 
@@ -72,9 +75,13 @@ __all__ = [
     "GGN",
     "GaussianLikelihood",
     "Generator",
+    "GramMatrix",
     "Hessian",
     "IndexJacobian",
+    "Jacobian",
     "JacobianBatch",
+    "JacobianMap",
+    "KernelSpectrum",
     "KroneckerFactors",
     "KroneckerJacobian",
     "KroneckerLayout",

@@ -150,7 +150,11 @@ def _of_lookups(
     rows, columns = (c, n, first.index.shape[1]), (k, m, second.index.shape[1])
     if method is None:
         costs = gram_costs(rows, columns, width, 1, pairing)
-        method = "positions" if costs["positions"] <= (c * k if pairing == "all" else c) * n * m * len(common) * width else None
+        method = (
+            "positions"
+            if costs["positions"] <= (c * k if pairing == "all" else c) * n * m * len(common) * width
+            else None
+        )
     if method == "positions":
         same = (first.index[:, :, None, None] == second.index[None, None]) & (first.index >= 0)[:, :, None, None]
         return _Positions(same.unsqueeze(0).to(dtype), *(x.g.unsqueeze(3).to(dtype) for x in (first, second)))

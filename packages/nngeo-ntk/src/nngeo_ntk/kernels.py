@@ -83,7 +83,7 @@ def squared_norm(generator: Generator, examples: Any, others: Any = None) -> Ten
     layers, total = tuple(generator.layer_collection), torch.zeros((), device=generator.device)
     with undisturbed(generator.model, generator.device), torch.no_grad():
         for first, second in pairs(rows, columns, generator.memory_budget or DEFAULT_MEMORY_BUDGET):
-            for some, _, tile in _tiles(first, second, layers, rows):
+            for _, _, tile in _tiles(first, second, layers, rows):
                 once = len(tile) if first is second and columns is None else 0
                 squares = torch.linalg.vector_norm(tile[:, :, :once]).square()
                 rest = torch.linalg.vector_norm(tile[:, :, once:]).square()
@@ -122,8 +122,8 @@ def _sources(
 ) -> tuple[Source, Source | None]:
     if method is not None and method not in METHODS:
         raise ValueError(f"method is None (the cheapest) or one of {', '.join(map(repr, METHODS))}; got {method!r}")
-    rows = Source(generator, Recorded(generator, examples), method, pairing)
-    return rows, None if others is None else Source(generator, Recorded(generator, others), method, pairing)
+    rows = Source(generator, Recorded.of(generator, examples), method, pairing)
+    return rows, None if others is None else Source(generator, Recorded.of(generator, others), method, pairing)
 
 
 def _shape(c: int, n: int, m: int, pairing: Pairing) -> tuple[int, ...]:
@@ -139,9 +139,13 @@ def _buffer(buffer: Buffer | None, shape: tuple[int, ...], chunk: Chunk) -> Tens
     if not isinstance(tensor, Tensor):
         raise TypeError(f"out is a tensor or a numpy array (such as a memory map), got {type(buffer).__name__}")
     if tensor.shape != shape:
-        raise ShapeError(f"the buffer has shape {tuple(tensor.shape)}, and the kernel has shape {shape}; give out=empty{shape}")
+        raise ShapeError(
+            f"the buffer has shape {tuple(tensor.shape)}, and the kernel has shape {shape}; give out=empty{shape}"
+        )
     if torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
-        raise TypeError(f"the buffer is {tensor.dtype} and would lose digits of a kernel in {dtype}; give one in {dtype}")
+        raise TypeError(
+            f"the buffer is {tensor.dtype} and would lose digits of a kernel in {dtype}; give one in {dtype}"
+        )
     tensor = tensor.detach()
     return tensor.zero_() if len(shape) == 2 else tensor
 
@@ -151,18 +155,22 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:
         raise MemoryError(
-            f"a kernel of shape {shape} takes {math.prod(shape) * dtype.itemsize / 2**30:.0f} GiB, and there is less; give out= a "
-            "numpy memory map, or take 'implicit', 'trace' or 'blockdiag'"
+            f"a kernel of shape {shape} takes {math.prod(shape) * dtype.itemsize / 2**30:.0f} GiB, and there is less; give out= "
+            "a numpy memory map, or take 'implicit', 'trace' or 'blockdiag'"
         ) from error
 
 
-def _tiles(first: Chunk, second: Chunk, layers: tuple[str, ...], source: Source) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(
+    first: Chunk, second: Chunk, layers: tuple[str, ...], source: Source
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """The tiles of a pair of chunks, with the global directions of their rows and columns; of equal ones, all in one.
 
     Where a chunk meets itself, rows meet columns of their own and later directions alone.
     """
     shared = [name for name in layers if name in first.layers and name in second.layers]
-    meeting = [contraction(first.layers[k], second.layers[k], source.method, source.pairing, first.dtype) for k in shared]
+    meeting = [
+        contraction(first.layers[k], second.layers[k], source.method, source.pairing, first.dtype) for k in shared
+    ]
     n, m = (chunk.examples.stop - chunk.examples.start for chunk in (first, second))
     for rows, columns in _direction_blocks(first, second, n, m, source.pairing):
         c, k = rows.stop - rows.start, columns.stop - columns.start
@@ -227,6 +235,8 @@ def _shown(
         seen = 0.0
         for first, second in steps:
             yield first, second
-            sizes = [(x.examples.stop - x.examples.start) * (x.directions.stop - x.directions.start) for x in (first, second)]
+            sizes = [
+                (x.examples.stop - x.examples.start) * (x.directions.stop - x.directions.start) for x in (first, second)
+            ]
             seen += sizes[0] * sizes[1] * (2 if columns is None and first is not second else 1) / first.outputs**2
             bar.update(int(seen) - bar.n)

@@ -20,22 +20,26 @@ class Recorded:
 
     Args:
         generator: Whose model is left untouched while the loader is read.
-        examples: One batch or a loader, read here and never again; or another `Recorded`, which is shared.
+        examples: One batch or a loader, read here and never again.
 
     Raises:
         ValueError: There are no examples.
     """
 
     def __init__(self, generator: Generator, examples: Any) -> None:
-        self.batches: list[Batch]
-        if isinstance(examples, Recorded):
-            self.batches = examples.batches
-        else:
-            with undisturbed(generator.model, generator.device), torch.no_grad():
-                self.batches = list(_read(examples))
+        with undisturbed(generator.model, generator.device), torch.no_grad():
+            self.batches: list[Batch] = list(_read(examples))
         self.counts = [count_examples(batch) for batch in self.batches]
         if not sum(self.counts):
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a kernel needs at least one example")
+
+    @classmethod
+    def of(cls, generator: Generator, examples: Any) -> "Recorded":
+        """The examples as read: the same object if they were read before."""
+        return examples if isinstance(examples, Recorded) else cls(generator, examples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
 
     def __len__(self) -> int:
         return sum(self.counts)

@@ -76,7 +76,11 @@ class FMat(ABC):
         self._check_symmetric("a quadratic form")
         checked = self._checked(u)
         with full_precision(self.device):
-            return (checked * self._mv(checked)).sum()
+            return self._quadratic_form(checked)
+
+    def _quadratic_form(self, u: Tensor) -> Tensor:
+        """u^T K u for u (c, n)."""
+        return (u * self._mv(u)).sum()
 
     def trace(self) -> Tensor:
         """The sum over outputs and examples of the diagonal, 0-dimensional.
