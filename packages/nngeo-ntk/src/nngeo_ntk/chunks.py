@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from nngeo_core.errors import ShapeError
-from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.sweep.generator import Generator
-from nngeo_ntk.contract import kept_form
+from nngeo_ntk.contract import Kept, kept_form
 from nngeo_ntk.recorded import Recorded
 
 __all__ = ["Chunk", "DEFAULT_MEMORY_BUDGET", "Source", "pairs"]
@@ -34,7 +33,7 @@ class Chunk:
         device: Where they are.
     """
 
-    layers: Mapping[str, LayerJacobian]
+    layers: Mapping[str, Kept]
     examples: slice
     directions: slice
     outputs: int
@@ -73,7 +72,9 @@ class Source:
                     first, done = first + batch.n_examples, 0
 
     def _chunk(self, batch: JacobianBatch, first: int) -> Chunk:
-        layers = {name: kept_form(layer, self.method, self.pairing) for name, layer in batch.layers.items()}
+        layers = {
+            name: kept_form(layer, self.method, self.pairing, batch.dtype) for name, layer in batch.layers.items()
+        }
         return Chunk(
             layers,
             slice(first, first + batch.n_examples),
@@ -99,8 +100,8 @@ def pairs(rows: Source, columns: Source | None, budget: int) -> Iterator[tuple[C
         for chunk in (first, second):
             if chunk.outputs != outputs:
                 raise ShapeError(
-                    f"examples {chunk.examples.start} to {chunk.examples.stop - 1} have {chunk.outputs} outputs each, and the "
-                    f"first ones {outputs}; a kernel needs equally many for all. Give a `function` that returns those to compare"
+                    f"examples {chunk.examples.start} to {chunk.examples.stop - 1} have {chunk.outputs} outputs each, and "
+                    f"the first ones {outputs}; a kernel needs equally many. Give a `function` that returns those to compare"
                 )
         yield first, second
 

@@ -2,22 +2,27 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks, gram_costs
-from nngeo_core.jacobians.dense import DenseJacobian
 from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_ntk.gradient_rows import GradientRows, gradient_rows
 
-__all__ = ["Contraction", "contraction", "kept_form"]
+__all__ = ["Contraction", "Kept", "contraction", "kept_form"]
 
 
-def kept_form(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing) -> LayerJacobian:
+Kept: TypeAlias = LayerJacobian | GradientRows
+"""A layer's Jacobian as it waits for its partners."""
+
+
+def kept_form(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype) -> Kept:
     """The form in which a layer's Jacobian waits for its partners: as it is, or per-example gradients where these are cheaper.
 
     Costs are counted for the Jacobian with itself: more partners only spread the cost of forming the gradients.
@@ -26,14 +31,15 @@ def kept_form(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairi
         jacobian: Shape (c, n, d).
         method: Forces an order where the structure leaves a choice.
         pairing: Which directions meet.
+        dtype: That of sums.
     """
     if isinstance(jacobian, KroneckerJacobian):
         size = (*jacobian.shape[:2], jacobian.positions)
         chosen = method or _cheapest(gram_costs(size, size, jacobian.layout.outputs, jacobian.layout.inputs, pairing))
-        return jacobian if chosen != "gradients" else DenseJacobian(jacobian.to_dense())
+        return jacobian if chosen != "gradients" else gradient_rows(jacobian, dtype)
     if isinstance(jacobian, IndexJacobian) and method != "gradients":
         return jacobian
-    return jacobian if isinstance(jacobian, DenseJacobian) else DenseJacobian(jacobian.to_dense())
+    return gradient_rows(jacobian, dtype)
 
 
 def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
@@ -49,7 +55,7 @@ class Contraction(ABC):
 
 
 def contraction(
-    first: LayerJacobian, second: LayerJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
+    first: Kept, second: Kept, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
 ) -> Contraction:
     """How two Jacobians of one layer, in their kept forms, are contracted.
 
@@ -70,25 +76,42 @@ def contraction(
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
         return _of_lookups(first, second, method, pairing, dtype)
-    return _Gradients(first.to_dense().to(dtype), second.to_dense().to(dtype))
+    left, right = (x if isinstance(x, GradientRows) else gradient_rows(x, dtype) for x in (first, second))
+    if left.layout != right.layout:
+        left, right = left.in_order(), right.in_order()
+    return _Gradients(left.parts, right.parts)
 
 
 class _Gradients(Contraction):
-    """Per-example gradients of both sides, shapes (c, n, d) and (k, m, d)."""
+    """Per-example gradients of both sides in pieces, shapes (c, n, d_k) and (k, m, d_k)."""
 
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
+        self.pieces = tuple(zip(first, second, strict=True))
 
     def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
-        first, second = self.first[rows], self.second[columns]
-        if pairing == "equal":
-            total.baddbmm_(first, second.mT)
-        elif pairing == "summed":
-            for one, other in zip(first, second, strict=True):
-                total.addmm_(one, other.T)
-        else:
-            flat, other = first.flatten(0, 1), second.flatten(0, 1)
-            total.view(len(flat), len(other)).addmm_(flat, other.T)
+        for first, second in self.pieces:
+            self._add_piece(total, first[rows], second[columns], pairing)
+
+    def _add_piece(self, total: Tensor, first: Tensor, second: Tensor, pairing: Pairing) -> None:
+        if pairing == "all":
+            _add_all_products(total, first, second)
+            return
+        for place, (one, other) in enumerate(zip(first, second, strict=True)):
+            (total if pairing == "summed" else total[place]).addmm_(one, other.T)
+
+
+def _add_all_products(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """Add all products of rows (c, n, d) and (k, m, d) to a tensor (c, n, k, m), without a copy of either."""
+    (c, n, d), (k, m, _) = first.shape, second.shape
+    if first.is_contiguous() and second.is_contiguous():
+        total.view(c * n, k * m).addmm_(first.view(c * n, d), second.view(k * m, d).T)
+    elif first.transpose(0, 1).is_contiguous() and second.transpose(0, 1).is_contiguous():
+        products = first.transpose(0, 1).reshape(n * c, d) @ second.transpose(0, 1).reshape(m * k, d).T
+        total += products.view(n, c, m, k).permute(1, 0, 3, 2)
+    else:  # some directions alone, of rows with the examples first
+        for one, out in zip(first, total, strict=True):
+            for place, other in enumerate(second):
+                out[:, place].addmm_(one, other.T)
 
 
 class _Positions(Contraction):
@@ -158,7 +181,8 @@ def _of_lookups(
     if method == "positions":
         same = (first.index[:, :, None, None] == second.index[None, None]) & (first.index >= 0)[:, :, None, None]
         return _Positions(same.unsqueeze(0).to(dtype), *(x.g.unsqueeze(3).to(dtype) for x in (first, second)))
-    return _Gradients(*(_in_vocabulary(x, common).to_dense().to(dtype) for x in (first, second)))
+    left, right = (_in_vocabulary(x, common).to_dense().to(dtype) for x in (first, second))
+    return _Gradients((left,), (right,))
 
 
 def _in_vocabulary(jacobian: IndexJacobian, common: Tensor) -> IndexJacobian:

@@ -155,8 +155,8 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         return torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:
         raise MemoryError(
-            f"a kernel of shape {shape} takes {math.prod(shape) * dtype.itemsize / 2**30:.0f} GiB, and there is less; give out= "
-            "a numpy memory map, or take 'implicit', 'trace' or 'blockdiag'"
+            f"a kernel of shape {shape} takes {math.prod(shape) * dtype.itemsize / 2**30:.0f} GiB, and there is less; give out="
+            " a numpy memory map, or take 'implicit', 'trace' or 'blockdiag'"
         ) from error
 
 
