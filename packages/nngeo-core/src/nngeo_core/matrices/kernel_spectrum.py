@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nngeo_core.vectors.fvector import FVector
@@ -20,6 +19,7 @@ class KernelSpectrum:
         residuals: |K u_k - w_k u_k| where an iteration found them, shape (k,); else None.
 
     Example:
+        >>> import torch
         >>> found = KernelSpectrum(torch.tensor([1.0, 3.0]), torch.eye(2).view(2, 1, 2))
         >>> found.vector(-1).vector_repr
         tensor([[0., 1.]])

@@ -1,5 +1,6 @@
 """For tests of nngeo and of what plugs into it: oracles by plain autograd, and the models to try them on."""
 
+from nngeo_core.testing.fmat_contract import FMatContract
 from nngeo_core.testing.jacobian_contract import JacobianContract
 from nngeo_core.testing.kronecker_oracles import (
     ekfac_block,
@@ -28,6 +29,7 @@ from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 
 __all__ = [
     "Case",
+    "FMatContract",
     "JacobianContract",
     "LikelihoodCase",
     "LikelihoodContract",

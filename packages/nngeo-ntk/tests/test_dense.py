@@ -1,0 +1,34 @@
+"""FMatDense: the contract, and what only the whole kernel has."""
+
+import pytest
+import torch
+
+from nngeo_core import FVector, ShapeError
+from nngeo_core.testing import FMatContract
+from nngeo_ntk import FMatDense
+
+
+class TestFMatDense(FMatContract):
+    representation = FMatDense
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 3), (2, 3, 1, 3)])
+def test_data_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"a FMatDense are a tensor of shape \(c, n, c, m\)"):
+        FMatDense(data=torch.ones(shape))
+
+
+def test_a_kernel_of_other_examples_of_equal_number_is_a_cross_kernel() -> None:
+    data = torch.arange(4.0).view(1, 2, 1, 2)
+    assert FMatDense(data=data).symmetric
+    assert not FMatDense(data=data, symmetric=False).symmetric
+    with pytest.raises(ShapeError, match="not symmetric"):
+        FMatDense(data=torch.ones(1, 2, 1, 3), symmetric=True)
+
+
+def test_a_changed_kernel_is_factorized_again() -> None:
+    kernel = FMatDense(data=torch.eye(2).view(1, 2, 1, 2))
+    u = FVector(torch.ones(1, 2))
+    assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.5, 0.5]]
+    kernel.data *= 3
+    assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.25, 0.25]]
