@@ -1,0 +1,66 @@
+"""KernelRegression: against scikit-learn, and against gradient descent on the linearized model."""
+
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+
+from nngeo_core import FVector, GramMatrix, ShapeError, random_fvector
+from nngeo_core.testing import relative_error
+from nngeo_ntk import KernelRegression
+
+from .helpers import problem
+
+
+@pytest.mark.parametrize("regul", [0.1, 3.0])
+def test_it_is_scikit_learns_kernel_ridge(regul: float) -> None:
+    p = problem()
+    kernel = GramMatrix(p.case.model, p.train, "trace")
+    cross = GramMatrix(p.case.model, p.test, "trace", loader2=p.train)
+    ridge = KernelRidge(alpha=regul, kernel="precomputed")
+    ridge.fit(kernel.get_dense_tensor()[0, :, 0].numpy(), p.targets.vector_repr.T.numpy())
+    expected = torch.from_numpy(ridge.predict(cross.get_dense_tensor()[0, :, 0].numpy())).T
+    found = KernelRegression(kernel, p.targets, regul).predict(cross)
+    assert relative_error(found.vector_repr, expected) <= 1e-10
+
+
+def test_with_all_outputs_it_is_kernel_ridge_over_their_product() -> None:
+    p = problem()
+    kernel, cross = (GramMatrix(p.case.model, x, loader2=y) for x, y in ((p.train, None), (p.test, p.train)))
+    ridge = KernelRidge(alpha=0.5, kernel="precomputed")
+    ridge.fit(p.kernel(p.train, p.train).numpy(), p.targets.get_flat_representation().numpy())
+    expected = torch.from_numpy(ridge.predict(p.kernel(p.test, p.train).numpy())).view(3, 4)
+    assert relative_error(KernelRegression(kernel, p.targets, 0.5).predict(cross).vector_repr, expected) <= 1e-10
+
+
+def test_it_is_where_gradient_descent_on_the_damped_linearized_model_ends() -> None:
+    p, regul = problem(), 0.5
+    rows, columns = p.jacobian(p.train).flatten(0, 1), p.jacobian(p.test).flatten(0, 1)
+    y, w = p.targets.get_flat_representation(), torch.zeros(rows.shape[1], dtype=torch.float64)
+    rate = 1 / (torch.linalg.matrix_norm(rows, 2) ** 2 + regul)
+    for _ in range(20_000):
+        w -= rate * (rows.T @ (rows @ w - y) + regul * w)
+    kernel, cross = (GramMatrix(p.case.model, x, loader2=z) for x, z in ((p.train, None), (p.test, p.train)))
+    found = KernelRegression(kernel, p.targets, regul).predict(cross)
+    assert relative_error(found.get_flat_representation(), columns @ w) <= 1e-8
+
+
+def test_matrix_free_it_is_the_same() -> None:
+    p = problem()
+    fits = [KernelRegression(GramMatrix(p.case.model, p.train, kind), p.targets, 0.5) for kind in ("dense", "implicit")]
+    assert relative_error(fits[1].dual.vector_repr, fits[0].dual.vector_repr) <= 1e-10
+
+
+def test_targets_that_do_not_fit_are_refused() -> None:
+    p = problem()
+    kernel = GramMatrix(p.case.model, p.train)
+    with pytest.raises(ShapeError, match=r"targets have shape \(7, 3\), expected \(3, 7\)"):
+        KernelRegression(kernel, FVector(p.targets.vector_repr.T))
+    with pytest.raises(TypeError, match="targets are an FVector"):
+        KernelRegression(kernel, p.targets.vector_repr)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="regul is a finite number >= 0"):
+        KernelRegression(kernel, p.targets, -1.0)
+    fit = KernelRegression(kernel, p.targets, 1.0)
+    with pytest.raises(ShapeError, match=r"expected an FVector of shape \(3, 4\)"):
+        fit.predict(GramMatrix(p.case.model, p.train, loader2=p.test))
+    with pytest.raises(ShapeError, match="targets have shape"):
+        KernelRegression(kernel, random_fvector(8, 3))
