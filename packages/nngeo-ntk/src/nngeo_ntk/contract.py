@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
-from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks, gram_costs
+from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks, comparing_is_cheaper, gram_costs
 from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
@@ -167,19 +167,15 @@ def _of_lookups(
     first: IndexJacobian, second: IndexJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
 ) -> Contraction:
     """Look-ups by which indices are equal, or as gradients of those rows alone that occur on both sides."""
-    common = torch.unique(first.index)
-    common = common[(common >= 0) & torch.isin(common, second.index)]
-    (c, n, _), (k, m, _), width = first.shape, second.shape, first.g.shape[3]
-    rows, columns = (c, n, first.index.shape[1]), (k, m, second.index.shape[1])
-    if method is None:
-        costs = gram_costs(rows, columns, width, 1, pairing)
-        method = (
-            "positions"
-            if costs["positions"] <= (c * k if pairing == "all" else c) * n * m * len(common) * width
-            else None
-        )
-    if method == "positions":
-        same = (first.index[:, :, None, None] == second.index[None, None]) & (first.index >= 0)[:, :, None, None]
+    index, other = (x.index.contiguous() for x in (first, second))
+    common = torch.unique(index)
+    common = common[(common >= 0) & torch.isin(common, other)]
+    rows, columns = ((*x.shape[:2], x.index.shape[1]) for x in (first, second))
+    compared = method == "positions" or (
+        method is None and comparing_is_cheaper(rows, columns, first.g.shape[3], len(common), pairing)
+    )
+    if compared:
+        same = (index[:, :, None, None] == other[None, None]) & (index >= 0)[:, :, None, None]
         return _Positions(same.unsqueeze(0).to(dtype), *(x.g.unsqueeze(3).to(dtype) for x in (first, second)))
     left, right = (_in_vocabulary(x, common).to_dense().to(dtype) for x in (first, second))
     return _Gradients((left,), (right,))
@@ -189,5 +185,5 @@ def _in_vocabulary(jacobian: IndexJacobian, common: Tensor) -> IndexJacobian:
     """The Jacobian with respect to some rows of the table alone, given in ascending order."""
     if not len(common):
         return IndexJacobian(torch.full_like(jacobian.index, -1), jacobian.g, 1)
-    place = torch.searchsorted(common, jacobian.index).clamp_(max=len(common) - 1)
+    place = torch.searchsorted(common, jacobian.index.contiguous()).clamp_(max=len(common) - 1)
     return IndexJacobian(torch.where(common[place] == jacobian.index, place, -1), jacobian.g, len(common))

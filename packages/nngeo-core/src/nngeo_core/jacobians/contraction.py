@@ -7,7 +7,16 @@ are multiplications per group; the class that holds the tensors asks here and do
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
-__all__ = ["BLOCK_BYTES", "GramMethod", "Pairing", "blocks", "gram_costs", "grams_are_cheaper", "outputs_come_first"]
+__all__ = [
+    "BLOCK_BYTES",
+    "GramMethod",
+    "Pairing",
+    "blocks",
+    "comparing_is_cheaper",
+    "gram_costs",
+    "grams_are_cheaper",
+    "outputs_come_first",
+]
 
 GramMethod: TypeAlias = Literal["positions", "gradients", "products"]
 """An order in which J J'^T is contracted."""
@@ -71,6 +80,23 @@ def gram_costs(
         "gradients": (c * n * s + k * m * t) * weights + pairs * weights,
         "products": c * n * s * weights + (c * n * m * t * weights + pairs * t * outputs),
     }
+
+
+def comparing_is_cheaper(
+    rows: tuple[int, int, int], columns: tuple[int, int, int], outputs: int, vocabulary: int, pairing: Pairing = "all"
+) -> bool:
+    """Whether J J'^T of look-ups is cheaper by comparing indices of positions than by gradients of the rows looked up.
+
+    Args:
+        rows: (c, n, s) of J.
+        columns: (c, n, s) of J'.
+        outputs: G.
+        vocabulary: How many rows of the table both sides look up.
+        pairing: Which directions meet.
+    """
+    (c, n, _), (k, m, _) = rows, columns
+    gradients = (c * k if pairing == "all" else c) * n * m * vocabulary * outputs
+    return gram_costs(rows, columns, outputs, 1, pairing)["positions"] <= gradients
 
 
 def outputs_come_first(c: int, n: int, s: int, q: int) -> bool:
