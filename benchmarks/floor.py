@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from nngeo import FIM, ClassifLogits, LayerCollection, random_pvector
+from nngeo import FIM, ClassifLogits, GramMatrix, LayerCollection, random_pvector
 from nngeo_core.plugins import registry
 
 EXAMPLES, BATCH, CLASSES = 256, 64, 10
@@ -109,6 +109,24 @@ class BareLayer:
         else:
             self.g_one.T @ self.x
 
+    def gradients(self) -> None:
+        """Per-example gradients of all directions where positions are shared; elsewhere nobody needs them."""
+        if isinstance(self.layer, nn.Conv2d):
+            self.rows @ self.patches.mT
+
+    def gram(self, width: int) -> Operation:
+        """Half of the Gram matrix, in blocks of rows: of per-example gradients, or of output gradients and of inputs."""
+        shared = isinstance(self.layer, nn.Conv2d)
+        rows = torch.randn(len(self.g), self.weight.numel()) if shared else self.g
+
+        def products() -> None:
+            for start in range(0, len(rows), width):
+                rows[start : start + width] @ rows[start:].T
+            if not shared:
+                self.x @ self.x.T
+
+        return products
+
     def factors(self) -> None:
         """Both Kronecker factors."""
         if isinstance(self.layer, nn.Conv2d):
@@ -166,6 +184,27 @@ def fastest_floor(model: nn.Sequential, x: Tensor, name: str) -> Operation:
     return min(chunks.values(), key=lambda operation: min(seconds(operation) for _ in range(2)))
 
 
+def fastest_gram_floor(model: nn.Sequential, x: Tensor) -> Operation:
+    """The bare products of a Gram matrix: chunks of the size, and blocks of the width, that serve it best."""
+    chunks = []
+    for size in (4, 8, 16, 32, 64, len(x)):
+        layers = bare_layers(model, x[:size])
+        chunks.append(lambda layers=layers, size=size: [_derive(layers) for _ in range(len(x) // size)])
+    wholes = []
+    for width in (64, 128, 256):
+        products = [layer.gram(width) for layer in bare_layers(model, x)]
+        wholes.append(lambda products=products: [product() for product in products])
+    derive, multiply = (min(some, key=lambda one: min(seconds(one) for _ in range(3))) for some in (chunks, wholes))
+    return lambda: (derive(), multiply())
+
+
+def _derive(layers: list[BareLayer]) -> None:
+    for layer in layers:
+        layer.forward()
+        layer.backward(CLASSES)
+        layer.gradients()
+
+
 def seconds(operation: Operation) -> float:
     """The time of one call."""
     start = time.perf_counter()
@@ -173,56 +212,76 @@ def seconds(operation: Operation) -> float:
     return time.perf_counter() - start
 
 
-def operations(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Operation]:
-    """What the library does, over batches of 64."""
-    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
-    layers = LayerCollection.from_model(model)
-    generator = registry.generator("hooks")(model, ClassifLogits(), layer_collection=layers)
-    v = random_pvector(layers)
+def gradient(model: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> Operation:
+    """A plain gradient pass over the same batches: the unit of cost."""
 
-    def gradient() -> None:
+    def run() -> None:
         for inputs, targets in batches:
             model.zero_grad()
             nn.functional.cross_entropy(model(inputs), targets).backward()
         model.zero_grad()
 
+    return run
+
+
+def operations(model: nn.Sequential, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Operation]:
+    """What the library does."""
+    layers = LayerCollection.from_model(model)
+    generator = registry.generator("hooks")(model, ClassifLogits(), layer_collection=layers)
+    v = random_pvector(layers)
     matrices = {name: lambda name=name: FIM(model, batches, name, CLASSES) for name in ("diag", "kfac", "dense")}
-    return {"gradient": gradient, "product": lambda: generator.product(v, batches), **matrices}
+    return {"product": lambda: generator.product(v, batches), "gram": lambda: GramMatrix(model, batches), **matrices}
 
 
-WORKLOADS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], tuple[str, ...]]] = {
-    "MLP 784-512-512-10": (lambda: mlp(784, 512, 512, 10), (784,), ("product", "diag", "kfac")),
-    "convnet 32-32-64-64, 3 x 32 x 32": (lambda: convnet(32, 32, 64, 64), (3, 32, 32), ("product", "diag", "kfac")),
-    "MLP 64-48-48-10": (lambda: mlp(64, 48, 48, 10), (64,), ("dense",)),
-    "convnet 8-8-16-16, 3 x 16 x 16": (lambda: convnet(8, 8, 16, 16), (3, 16, 16), ("dense",)),
+MLP, CONVNET = "MLP 784-512-512-10", "convnet 32-32-64-64, 3 x 32 x 32"
+MODELS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
+    MLP: (lambda: mlp(784, 512, 512, 10), (784,)),
+    CONVNET: (lambda: convnet(32, 32, 64, 64), (3, 32, 32)),
+    "MLP 64-48-48-10": (lambda: mlp(64, 48, 48, 10), (64,)),
+    "convnet 8-8-16-16, 3 x 16 x 16": (lambda: convnet(8, 8, 16, 16), (3, 16, 16)),
 }
+WORKLOADS: list[tuple[str, tuple[str, ...], int, int]] = [
+    (MLP, ("product", "diag", "kfac"), EXAMPLES, BATCH),
+    (CONVNET, ("product", "diag", "kfac"), EXAMPLES, BATCH),
+    ("MLP 64-48-48-10", ("dense",), EXAMPLES, BATCH),
+    ("convnet 8-8-16-16, 3 x 16 x 16", ("dense",), EXAMPLES, BATCH),
+    (MLP, ("gram",), 128, 16),
+    (CONVNET, ("gram",), 64, 16),
+]
 
 
 def main() -> None:
     """Print the table of ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--only", default="", help="a part of a workload's name")
+    parser.add_argument("--only", default="", help="a part of a workload's name and operation")
     options = parser.parse_args()
     print("| workload | operation | times the floor | gradient passes | floor in gradient passes |")
     print("|---|---|---|---|---|")
-    for title, (build, shape, names) in WORKLOADS.items():
-        if options.only not in title:
-            continue
-        torch.manual_seed(0)
-        model, x, y = build(), torch.randn(EXAMPLES, *shape), torch.randint(CLASSES, (EXAMPLES,))
-        ours = operations(model, x, y)
+    for title, names, examples, size in WORKLOADS:
         for name in names:
-            floor = fastest_floor(model, x, name)
-            timed = {"ours": ours[name], "floor": floor, "gradient": ours["gradient"]}
-            times: dict[str, list[float]] = {key: [] for key in timed}
-            for _ in range(options.repetitions):
-                for key, operation in timed.items():
-                    times[key].append(seconds(operation))
-            to_floor = median(a / b for a, b in zip(times["ours"], times["floor"], strict=True))
-            to_gradient = median(a / b for a, b in zip(times["ours"], times["gradient"], strict=True))
-            bare = median(a / b for a, b in zip(times["floor"], times["gradient"], strict=True))
-            print(f"| {title} | {name} | {to_floor:.2f} | {to_gradient:.1f} | {bare:.1f} |", flush=True)
+            if options.only in f"{title} {name}":
+                print(row(title, name, examples, size, options.repetitions), flush=True)
+
+
+def row(title: str, name: str, examples: int, size: int, repetitions: int) -> str:
+    """One line of the table, of an operation over some examples in batches of a size."""
+    torch.manual_seed(0)
+    build, shape = MODELS[title]
+    model, x, y = build(), torch.randn(examples, *shape), torch.randint(CLASSES, (examples,))
+    batches = list(zip(x.split(size), y.split(size), strict=True))
+    timed = {
+        "ours": operations(model, batches)[name],
+        "floor": fastest_gram_floor(model, x) if name == "gram" else fastest_floor(model, x, name),
+        "gradient": gradient(model, batches),
+    }
+    times: dict[str, list[float]] = {key: [] for key in timed}
+    for _ in range(repetitions):
+        for key, operation in timed.items():
+            times[key].append(seconds(operation))
+    pairs = (("ours", "floor"), ("ours", "gradient"), ("floor", "gradient"))
+    ratios = [median(a / b for a, b in zip(times[first], times[second], strict=True)) for first, second in pairs]
+    return f"| {title} | {name} | {ratios[0]:.2f} | {ratios[1]:.1f} | {ratios[2]:.1f} |"
 
 
 if __name__ == "__main__":
