@@ -1,6 +1,7 @@
 """Jacobian: both maps against the oracle, and the operators that they make."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from nngeo_core import (
     random_fvector,
     random_pvector,
 )
+from nngeo_core.matrices import maps
+from nngeo_core.plugins import Registry, registry
 from nngeo_core.testing import MODELS, Case, output_jacobian, relative_error
 
 TOLERANCE = 1e-10
@@ -74,6 +77,35 @@ def test_maps_of_other_models_do_not_multiply() -> None:
     for attempt in (lambda a, b: a @ b.T, lambda a, b: a.T @ b):
         with pytest.raises(LayerCollectionMismatchError, match="different models or functions"):
             attempt(Jacobian(first.model, first.inputs), Jacobian(second.model, first.inputs))
+
+
+@pytest.mark.parametrize("representation", ["dense", "implicit"])
+def test_the_transpose_times_a_map_is_n_times_the_registered_matrix(
+    representation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = MODELS["conv"]()
+    n = len(case.inputs)
+    asked: list[tuple[str, str]] = []
+
+    def found(name: str, kind: str) -> Any:
+        asked.append((name, kind))
+        return registry.representation("dense")  # which has entries to compare
+
+    monkeypatch.setattr(maps, "registry", SimpleNamespace(representation=found))
+    J = Jacobian(case.model, iter(case.inputs.split(2)), representation)
+    F = J.T @ J / n
+    assert asked == [("implicit", "pmat")]
+    rows = oracle(case, case.inputs).flatten(0, 1)
+    assert relative_error(F.get_dense_tensor(), rows.T @ rows / n) <= TOLERANCE
+
+
+def test_without_the_package_of_matrices_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MODELS["mlp"]()
+    J = Jacobian(case.model, case.inputs)
+    monkeypatch.setenv("NNGEO_DISABLED_PLUGINS", "nngeo-reprs")
+    monkeypatch.setattr(maps, "registry", Registry())
+    with pytest.raises(PluginError, match="unknown pmat representation 'implicit'.*nngeo-reprs"):
+        J.T @ J
 
 
 def one_for_each_token(inputs: Tensor) -> Tensor:

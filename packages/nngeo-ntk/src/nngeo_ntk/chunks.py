@@ -60,16 +60,24 @@ class Source:
 
     def chunks(self, example: int = 0, direction: int = 0) -> Iterator[Chunk]:
         """All chunks from a direction of an example on, in order: all directions of some examples, or one example in parts."""
-        first, done = example, direction
+        if direction:
+            yield from self._rest(example, direction)
+            example += 1
         with closing(self.generator.stream(self.examples.starting_at(example))) as stream:
             for batch in stream:
-                if batch.directions.stop > done:
-                    if batch.directions.start < done:  # cut otherwise than the last time
-                        rest = slice(done, batch.directions.stop)
-                        batch = self.generator.jacobian(self.examples.one(first), rest)
-                    yield self._chunk(batch, first)
-                if batch.directions.stop == batch.total_directions:
-                    first, done = first + batch.n_examples, 0
+                yield self._chunk(batch, example)
+                example += batch.n_examples if batch.directions.stop == batch.total_directions else 0
+
+    def _rest(self, example: int, direction: int) -> Iterator[Chunk]:
+        """The chunks of one example from a direction on, which may be cut otherwise than the last time."""
+        alone = self.examples.one(example)
+        with closing(self.generator.stream([alone])) as stream:
+            for batch in stream:
+                start, stop = batch.directions.start, batch.directions.stop
+                if start < direction < stop:
+                    batch = self.generator.jacobian(alone, slice(direction, stop))
+                if stop > direction:
+                    yield self._chunk(batch, example)
 
     def _chunk(self, batch: JacobianBatch, first: int) -> Chunk:
         layers = {
