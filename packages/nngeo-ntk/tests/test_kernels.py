@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nngeo_core import GramMatrix
+from nngeo_core import FVector, GramMatrix, Jacobian, LayerCollection, NotPositiveDefiniteError, ShapeError
 from nngeo_core.plugins import registry
 from nngeo_core.testing import MODELS, relative_error
 from nngeo_ntk.chunks import Source
@@ -61,3 +61,36 @@ def test_a_buffer_that_held_something_else_is_overwritten() -> None:
         expected = GramMatrix(case.model, case.inputs, representation)
         assert relative_error(buffer, expected.data) == 0  # type: ignore[attr-defined]
         assert found.data.data_ptr() == buffer.data_ptr()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("representation", ["dense", "trace"])
+def test_outputs_without_values_are_refused(representation: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    for compute in (GramMatrix, Jacobian):
+        with pytest.raises(ShapeError, match="no output for any example"):
+            compute(
+                model, torch.ones(3, 2), "dense" if compute is Jacobian else representation, lambda x: model(x)[:, :0]
+            )
+
+
+def test_layers_without_gradient_have_a_kernel_of_zeros() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    torch.nn.init.zeros_(model[1].weight)
+    kernel = GramMatrix(model, torch.zeros(4, 2), layer_collection=LayerCollection.from_model(model, only=["0"]))
+    assert kernel.norm().item() == 0
+    u = FVector(torch.ones(1, 4))
+    assert kernel.solve(u, 0.5).vector_repr.tolist() == [[2.0] * 4]
+    assert kernel.eigendecomposition().values.tolist() == [0.0] * 4
+    with pytest.raises(NotPositiveDefiniteError, match="singular to working precision"):
+        kernel.solve(u, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_kernels_of_any_scale_are_solved_and_decomposed(scale: float) -> None:
+    case = MODELS["mlp"]()
+    kernel = GramMatrix(case.model, case.inputs) * scale
+    u = FVector(torch.ones(3, 7, dtype=torch.float64))
+    flat = kernel.get_dense_tensor().reshape(21, 21)
+    found = kernel.solve(u, 0.1 * scale).get_flat_representation()
+    assert relative_error(flat @ found + 0.1 * scale * found, u.get_flat_representation()) <= 1e-10
+    assert relative_error(kernel.eigendecomposition().values, torch.linalg.eigvalsh(flat)) <= 1e-10

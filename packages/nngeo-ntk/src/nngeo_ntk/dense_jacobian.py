@@ -12,7 +12,7 @@ from nngeo_core.matrices.maps import JacobianMap, PullBack, PushForward
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import with_progress
 from nngeo_core.sweep.untouched import undisturbed
-from nngeo_ntk.recorded import Recorded
+from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 
 __all__ = ["DenseMap", "PullBackDense", "PushForwardDense", "dense_jacobian"]
 
@@ -37,7 +37,8 @@ def dense_jacobian(generator: Generator, examples: Recorded, progress: bool = Fa
                 )
             found[batch.directions, first : first + batch.n_examples] = batch.to_dense(sizes)
             first += batch.n_examples if batch.directions.stop == batch.total_directions else 0
-    assert found is not None  # there are examples
+    if found is None:
+        raise ShapeError(NO_OUTPUTS)
     return found
 
 

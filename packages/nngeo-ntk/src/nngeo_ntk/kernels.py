@@ -15,7 +15,7 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Chunk, Source, pairs
 from nngeo_ntk.contract import contraction
-from nngeo_ntk.recorded import Recorded
+from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 
 __all__ = ["Buffer", "METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
 
@@ -111,6 +111,8 @@ def _compute(
                 found = {name: _buffer(buffer, shape, first) for name, buffer in out.items()}
             for name, layers in groups.items():
                 _write(found[name], (first, second), layers, rows, columns is None)
+        if not found:
+            raise ShapeError(NO_OUTPUTS)
         for kernel in found.values():
             if pairing == "summed":
                 kernel /= first.outputs

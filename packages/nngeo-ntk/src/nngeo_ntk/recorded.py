@@ -12,7 +12,9 @@ from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, itera
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 
-__all__ = ["Recorded"]
+__all__ = ["NO_OUTPUTS", "Recorded"]
+
+NO_OUTPUTS = "the model returns no output for any example, so that there is nothing to differentiate"
 
 
 class Recorded:
