@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers.problem import NotAvailable, Operation, difference
-from benchmarks.peers.workloads import Workload
+from benchmarks.peers.problem import NotAvailable, Operation, Problem, difference
 
 TOLERANCE = 2e-3
 """Relative distance of float32 results that counts as agreement."""
@@ -27,12 +26,10 @@ class Entry:
     note: str = ""
 
 
-def entry(library: Any, name: str) -> tuple[Entry, Any]:
+def entry(library: type, problem: Problem, name: str) -> tuple[Entry, Any]:
     """An operation tried once, and its numbers."""
-    if isinstance(library, NotAvailable):
-        return Entry(None, note=str(library)), None
     try:
-        operation = library.operation(name)
+        operation = library(problem.copied()).operation(name)
         if operation.prepare is not None:
             operation.prepare()
         return Entry(operation), operation.numbers(operation.run())
@@ -43,9 +40,9 @@ def entry(library: Any, name: str) -> tuple[Entry, Any]:
         return Entry(None, note=f"raises {type(error).__name__}: {first[:80]}"), None
 
 
-def compared(libraries: dict[str, Any], workload: Workload, name: str) -> dict[str, Entry]:
+def compared(libraries: dict[str, type], problem: Problem, name: str) -> dict[str, Entry]:
     """Each library's operation of that name, with its distance from the reference."""
-    found = {title: entry(library, name) for title, library in libraries.items()}
+    found = {title: entry(library, problem, name) for title, library in libraries.items()}
     reference = next((found[title][1] for title in REFERENCES if title in found and found[title][1] is not None), None)
     entries = {}
     for title, (tried, numbers) in found.items():

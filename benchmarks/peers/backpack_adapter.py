@@ -1,6 +1,5 @@
 """BackPACK 1.7.1's operations."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ class BackPACK:
             raise NotAvailable("needs a model that its converter knows")
         self.problem = problem
         if any(type(m).__name__ == "ResidualBlock" for m in problem.model):
-            self.model = extend(deepcopy(problem.model), use_converter=True).eval()
+            self.model = extend(problem.model, use_converter=True).eval()
         else:
-            self.model = extend(deepcopy(problem.model))
+            self.model = extend(problem.model)
         self.loss = extend(nn.CrossEntropyLoss())
         self.names = list(problem.v)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import nngeo
+import torch
 from nngeo import FIM, ClassifLogits, LayerCollection, PVector
 from nngeo_core.plugins import registry
 from torch import Tensor
@@ -21,8 +22,6 @@ class Ours:
     def as_vector(self, tensors: ByName, layers: LayerCollection) -> PVector:
         """A vector about some layers, from parameter-shaped tensors."""
         names = [name for name, _ in layers.named_parameters(self.problem.model)]
-        import torch
-
         return PVector(layers, vector_repr=torch.cat([tensors[name].flatten() for name in names]))
 
     def by_name(self, flat: Tensor, layers: LayerCollection) -> ByName:
@@ -88,7 +87,7 @@ class Ours:
 
     def factored_layers(self) -> LayerCollection:
         """The layers that the factored representations are about."""
-        return LayerCollection.from_model(self.problem.model, only=list(self.problem.kronecker))
+        return LayerCollection.from_model(self.problem.model, only=list(self.problem.factored().values()))
 
     def gram(self) -> Operation:
         """The neural tangent kernel of the logits."""

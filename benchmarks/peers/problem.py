@@ -1,6 +1,7 @@
 """What every library is given, and what it gives back: the same model, data and vector, and operations by name."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -66,6 +67,10 @@ class Problem:
     def batches(self) -> Batches:
         """The data, in order."""
         return list(zip(self.inputs.split(self.batch), self.targets.split(self.batch), strict=True))
+
+    def copied(self) -> "Problem":
+        """The same problem with a model of its own: a library may leave hooks behind."""
+        return Problem(deepcopy(self.model), self.inputs, self.kronecker, self.batch)
 
     def factored(self) -> dict[str, nn.Module]:
         """The modules that the factored representations are about, by path."""

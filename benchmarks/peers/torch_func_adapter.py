@@ -85,8 +85,8 @@ class TorchFunc:
     def gram(self) -> Tensor:
         """J J^T of all examples, (c, n, c, n)."""
         c, n = self.problem.outputs, len(self.problem.inputs)
-        if 4 * c * n * self.numel > 1 << 33:
-            raise NotAvailable("the Jacobian of all examples takes over 8 GiB")
+        if 4 * c * n * self.numel > 1 << 31:
+            raise NotAvailable("the Jacobian of all examples takes over 2 GiB")
         rows = torch.cat(list(self.rows(metric=False)))
         return (rows @ rows.T).view(n, c, n, c).permute(1, 0, 3, 2)
 
