@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0, help="seconds for the runs of one operation")
     parser.add_argument("--memory", action="store_true", help="measure peaks, each in a process of its own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=sorted(timing.CLOCKS), default="wall", help="cpu for a busy machine, with one thread")
+    parser.add_argument(
+        "--clock", choices=sorted(timing.CLOCKS), default="wall", help="cpu for a busy machine, with one thread"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/peers"))
     parser.add_argument("--merge", action="store_true", help="keep rows of an earlier run that are not measured again")
     options = parser.parse_args()

@@ -123,7 +123,10 @@ class Bare:
         """Inputs and output gradients in an eigenbasis, then as `gradients`."""
         if self.shared:
             width = self.patches.shape[1]
-            basis, other = torch.empty(width, width), torch.empty(self.y.shape[1] if self.convolution else self.y.shape[-1], 0)
+            basis, other = (
+                torch.empty(width, width),
+                torch.empty(self.y.shape[1] if self.convolution else self.y.shape[-1], 0),
+            )
             basis.T @ self.patches
             size = len(other)
             self.rows.view(-1, size, self.rows.shape[2]).transpose(1, 2) @ torch.empty(size, size)

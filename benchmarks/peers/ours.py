@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import nngeo
 import torch
-from nngeo import FIM, ClassifLogits, LayerCollection, PVector
-from nngeo_core.plugins import registry
 from torch import Tensor
 
+import nngeo
 from benchmarks.peers.problem import DAMPING, ByName, NotAvailable, Operation, Problem, weights
+from nngeo import FIM, ClassifLogits, LayerCollection, PVector
+from nngeo_core.plugins import registry
 
 
 class Ours:

@@ -6,7 +6,6 @@ from statistics import median
 
 from benchmarks.peers.problem import Operation
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = "wall"
 """Which one is read. That of the processor, with one thread, does not see what else a busy machine does."""

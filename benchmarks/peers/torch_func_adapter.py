@@ -104,7 +104,12 @@ class TorchFunc:
             dense, v = self.dense(), torch.cat([t.flatten() for t in self.problem.v.values()])
             damped = dense + DAMPING * torch.eye(self.numel)
             return Operation(lambda: torch.linalg.solve(damped, v), self.split)
-        plain = {"product": self.product, "quadratic form": self.quadratic_form, "diag": self.diagonal, "gram": self.gram}
+        plain = {
+            "product": self.product,
+            "quadratic form": self.quadratic_form,
+            "diag": self.diagonal,
+            "gram": self.gram,
+        }
         if name in plain:
             return Operation(plain[name], lambda found: found)
         raise NotAvailable("no few lines")
