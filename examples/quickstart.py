@@ -19,14 +19,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from nngeo import FIM, LayerCollection, PMat, PMatDense, PMatDiag, PMatKFAC, PVector
+from nngeo import (
+    FIM,
+    LayerCollection,
+    PMat,
+    PMatBlockDiag,
+    PMatDense,
+    PMatDiag,
+    PMatEKFAC,
+    PMatKFAC,
+    PMatQuasiDiag,
+    PVector,
+)
 
 matplotlib.use("Agg")  # pictures go to files: no display is needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-REPRESENTATIONS = (PMatDense, PMatDiag, PMatKFAC)
+REPRESENTATIONS = (PMatDense, PMatBlockDiag, PMatEKFAC, PMatKFAC, PMatQuasiDiag, PMatDiag)
 REGUL = 1e-2
 
 
