@@ -226,10 +226,12 @@ def save_pictures(results: Mapping[str, Result], folder: Path) -> None:
     """One picture for each representation, and one of all side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, shown in [*((name, [name]) for name in results), ("side_by_side", list(results))]:
-        figure, row = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), 6), squeeze=False, layout="constrained")
-        for axes, name in zip(row[0], shown, strict=True):
+        rows, columns = (2, len(shown) // 2) if len(shown) > 1 else (1, 1)
+        size = (6.5 * columns, 6 * rows)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axes, name in zip(grid.flat, shown, strict=True):
             image = draw(axes, results[name].matrix, name)
-        figure.colorbar(image, ax=row[0], label=r"$|F_{ij}| \, / \, \sqrt{F_{ii} F_{jj}}$", shrink=0.8)
+        figure.colorbar(image, ax=grid, label=r"$|F_{ij}| \, / \, \sqrt{F_{ii} F_{jj}}$", shrink=0.8)
         figure.savefig(folder / f"{stem}.png", dpi=130)
         plt.close(figure)
 
