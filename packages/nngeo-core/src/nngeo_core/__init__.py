@@ -9,6 +9,7 @@ from nngeo_core.errors import (
     NotPositiveDefiniteError,
     PluginError,
     ShapeError,
+    StorageError,
     UnsupportedLayerError,
     UnsupportedOperationError,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "ScaleShiftJacobian",
     "SegmentationLogits",
     "ShapeError",
+    "StorageError",
     "Structure",
     "SumJacobian",
     "UnsupportedLayerError",

@@ -29,9 +29,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-__all__ = ["DEFAULT_REGUL", "checked_regul", "result_dtype"]
+__all__ = ["CONVENTIONS", "DEFAULT_REGUL", "checked_regul", "result_dtype"]
 
 DEFAULT_REGUL = 1e-8
+
+CONVENTIONS = 1
+"""The number of what is said above, which files carry: it changes with any scaling, order or factor."""
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,6 +12,7 @@ __all__ = [
     "NotPositiveDefiniteError",
     "PluginError",
     "ShapeError",
+    "StorageError",
     "UnsupportedLayerError",
     "UnsupportedOperationError",
 ]
@@ -51,3 +52,7 @@ class ConvergenceError(NNGeoError, ArithmeticError):
 
 class PluginError(NNGeoError):
     """A plugin is missing, broken, in conflict with another one, or unknown by the name that was given."""
+
+
+class StorageError(NNGeoError):
+    """A file is damaged, foreign, newer than this release, about something else, or could not be written."""

@@ -79,6 +79,12 @@ class PMatBlockDiag(PMat):
         return dict(self.data)
 
     @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> dict[str, Tensor]:
+        return {layer_id: tensors[layer_id] for layer_id in layers}
+
+    @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> dict[str, int]:
         """The d_l^2 of each layer."""
         return {layer_id: layer.numel() ** 2 for layer_id, layer in layers.items()}

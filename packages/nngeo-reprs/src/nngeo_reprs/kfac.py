@@ -1,7 +1,7 @@
 """PMatKFAC: each layer's block as one Kronecker product."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, overload
 
 import torch
@@ -100,6 +100,22 @@ class PMatKFAC(KroneckerMatrix):
             f"{layer_id}.{name}": getattr(factors, name)
             for layer_id, factors in self.data.items()
             for name in ("inputs", "outputs")
+        }
+
+    def _data_description(self) -> dict[str, Any]:
+        return {layer_id: asdict(factors.layout) for layer_id, factors in self.data.items()}
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> dict[str, KroneckerFactors]:
+        return {
+            layer_id: KroneckerFactors(
+                tensors[f"{layer_id}.inputs"],
+                tensors[f"{layer_id}.outputs"],
+                KroneckerLayout(**description[layer_id]),
+            )
+            for layer_id in layers
         }
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatKFAC":

@@ -1,6 +1,5 @@
 """StoredMatrix: what a matrix about some layers is made of, before any linear algebra."""
 
-from abc import ABC
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -9,8 +8,10 @@ from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError, ShapeError, UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.layers.description import describe_layers, rebuild_layers
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.precision import full_precision
+from nngeo_core.matrices.files import Storable
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
@@ -23,8 +24,11 @@ Self = TypeVar("Self", bound="StoredMatrix")
 T = TypeVar("T")
 
 
-class StoredMatrix(ABC):
-    """Construction and storage; `PMat` says what the arguments mean."""
+class StoredMatrix(Storable):
+    """Construction and storage; `PMat` says what the arguments mean.
+
+    A representation whose data are not one tensor names its `tensors`, and makes the data of them again: `_data_restored`.
+    """
 
     kind: ClassVar[str] = "pmat"
     name: ClassVar[str]
@@ -117,9 +121,41 @@ class StoredMatrix(ABC):
         """The device of the stored numbers."""
         return next(iter(self.tensors().values())).device
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The stored tensors by name; the data itself where that is one tensor."""
-        return {"data": self.data} if isinstance(self.data, Tensor) else {}
+    def _description(self) -> dict[str, Any]:
+        if not isinstance(self.data, Tensor) and not _overrides(type(self), "_data_restored"):
+            self._unsupported(
+                "a file",
+                "its class has data that are not one tensor, and no _data_restored to make them again from tensors()",
+            )
+        return {
+            "layers": describe_layers(self.layer_collection),
+            "n_examples": self.n_examples,
+            "symmetric": self.symmetric,
+            "likelihood": self.likelihood,
+            "data": self._data_description(),
+        }
+
+    def _data_description(self) -> dict[str, Any]:
+        """What `_data_restored` has to know besides the tensors, in a form that JSON keeps."""
+        return {}
+
+    @classmethod
+    def _restored(cls: type[Self], tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Self:
+        layers = rebuild_layers(description["layers"])
+        return cls(
+            data=cls._data_restored(tensors, description["data"], layers),
+            layer_collection=layers,
+            n_examples=description["n_examples"],
+            symmetric=description["symmetric"],
+            likelihood=description["likelihood"],
+        )
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> Any:
+        """The data, from what `tensors` and `_data_description` returned: the inverse of both."""
+        return tensors["data"]
 
     @property
     def nbytes(self) -> int:
@@ -212,3 +248,7 @@ class StoredMatrix(ABC):
 
     def _unsupported(self, what: str, instead: str) -> NoReturn:
         raise UnsupportedOperationError(f"{what} is not a {type(self).__name__}; {instead}")
+
+
+def _overrides(kind: type[StoredMatrix], method: str) -> bool:
+    return getattr(kind, method).__func__ is not getattr(StoredMatrix, method).__func__
