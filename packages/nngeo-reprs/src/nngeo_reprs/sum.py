@@ -1,6 +1,6 @@
 """PMatSum: a sum of matrices of any representations, kept as it is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
+from nngeo_core.matrices.files import describe_parts, restore_parts
 from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.iterative import IterativeMatrix
@@ -116,6 +117,13 @@ class PMatSum(LazyMatrix):
         return {
             f"{place}.{name}": tensor for place, part in enumerate(self.data) for name, tensor in part.tensors().items()
         }
+
+    def _description(self) -> dict[str, Any]:
+        return {"parts": describe_parts(self.data), "n_examples": self.n_examples}
+
+    @classmethod
+    def _restored(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> "PMatSum":
+        return cls(restore_parts(PMat, tensors, description["parts"]), description["n_examples"])  # type: ignore[type-abstract]
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "PMatSum":
         """The sum of the parts in another dtype or on another device.

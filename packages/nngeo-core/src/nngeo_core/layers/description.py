@@ -24,8 +24,10 @@ def describe_layers(layers: LayerCollection) -> list[dict[str, Any]]:
     """
     found = []
     for layer_id, layer in layers.items():
-        known = {field.name: getattr(layer, field.name) for field in fields(layer)} if is_dataclass(layer) else {}
-        entry = {"id": layer_id, "record": _name(type(layer)), "fields": known}
+        known: dict[str, Any] = {}
+        if is_dataclass(layer):
+            known = {field.name: getattr(layer, field.name) for field in fields(layer)}
+        entry: dict[str, Any] = {"id": layer_id, "record": _name(type(layer)), "fields": known}
         entry["parameters"] = list(layers.parameter_names[layer_id])
         if not _is_plain(known) or _rebuilt(entry) != layer:
             raise UnsupportedOperationError(
@@ -57,7 +59,7 @@ def rebuild_layers(description: Sequence[Mapping[str, Any]]) -> LayerCollection:
 def _rebuilt(entry: Mapping[str, Any]) -> Layer:
     """The record; its class is looked for among those that are imported, since a file must not make anything run."""
     name = entry["record"]
-    for kind in _subclasses(Layer):
+    for kind in _subclasses(Layer):  # type: ignore[type-abstract]
         if _name(kind) == name:
             return kind(**{field: _tupled(value) for field, value in entry["fields"].items()})
     raise StorageError(

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from inspect import isabstract
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,7 @@ from nngeo_core.errors import PluginError, StorageError, UnsupportedOperationErr
 from nngeo_core.plugins import registry
 from nngeo_core.storage import Stored, read_file, write_file
 
-__all__ = ["Storable"]
+__all__ = ["Storable", "describe_parts", "restore_parts"]
 
 Self = TypeVar("Self", bound="Storable")
 
@@ -72,7 +72,7 @@ class Storable(ABC):
     def _without_numbers(self, what: str) -> UnsupportedOperationError:
         return UnsupportedOperationError(
             f"a {type(self).__name__} stores no numbers that could be {what}: it computes its products from the model and the "
-            "examples. Keep those, or a representation that stores its numbers"
+            "examples; keep those, or a representation that stores its numbers"
         )
 
     @classmethod
@@ -112,13 +112,28 @@ class Storable(ABC):
         """The object of a class that the header names, which is this one or below it."""
         kind, name = cls, header["name"]
         if isabstract(cls):
-            kind = _registered(name, cls.kind, header["class"])
+            kind = cls._find(name, header["class"])
         if kind.name != name or not issubclass(kind, cls):
             raise StorageError(
                 f"the file holds a {cls.kind} '{name}' ({header['class']}), and {cls.__name__} is '{kind.name}'; the load of "
                 "an abstract class (PMat.load) reads every representation"
             )
         return kind._restored(tensors, header["about"])
+
+    @classmethod
+    def _find(cls, name: str, written_as: str) -> type["Storable"]:
+        """The class registered under this name; or the one that wrote the file, if it is imported."""
+        try:
+            found: type[Storable] = registry.representation(name, kind=cls.kind)
+        except PluginError as error:
+            for other in _subclasses(cls):
+                if _full_name(other) == written_as:
+                    return other
+            raise PluginError(
+                f"the file holds a {cls.kind} '{name}', written by the class {written_as}: install the distribution that "
+                f"provides the package '{written_as.partition('.')[0]}', or import that class. {error}"
+            ) from error
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         if not self.tensors():
@@ -145,16 +160,33 @@ class Storable(ABC):
         return {key: type(vars(self)[key])() for key in ("_kept", "_seen") if key in vars(self)}
 
 
-def _registered(name: str, kind: str, written_as: str) -> type[Storable]:
-    try:
-        found: type[Storable] = registry.representation(name, kind=kind)
-    except PluginError as error:
-        package = written_as.partition(".")[0]
-        raise PluginError(
-            f"the file holds a {kind} '{name}', written by the class {written_as}: install the distribution that provides "
-            f"the package '{package}', or call load of that class. {error}"
-        ) from error
-    return found
+def describe_parts(parts: Sequence[Storable]) -> list[dict[str, Any]]:
+    """The descriptions of matrices that another one is made of; its `tensors` are theirs as `"<place>.<name>"`."""
+    return [part._contents()[1] for part in parts]
+
+
+def restore_parts(
+    kind: type[Storable], tensors: Mapping[str, Tensor], descriptions: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """The matrices that were described.
+
+    Args:
+        kind: A class above theirs.
+        tensors: The tensors of all of them.
+        descriptions: What `describe_parts` returned.
+    """
+    parts = []
+    for place, header in enumerate(descriptions):
+        start = f"{place}."
+        own = {key.removeprefix(start): part for key, part in tensors.items() if key.startswith(start)}
+        parts.append(kind._from_contents(own, header))
+    return parts
+
+
+def _subclasses(kind: type[Self]) -> Iterator[type[Self]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def _full_name(kind: type) -> str:

@@ -14,7 +14,8 @@ from nngeo_core.layers.layer import Conv2dLayer, LinearLayer
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
 from nngeo_core.testing.oracles import relative_error
-from nngeo_core.testing.pmat_spectrum import TOLERANCE, PMatSpectrumContract
+from nngeo_core.testing.pmat_files import PMatFilesContract
+from nngeo_core.testing.pmat_spectrum import TOLERANCE
 from nngeo_core.vectors.pvector import PVector, random_pvector
 
 __all__ = ["PMatAlgebraContract"]
@@ -30,7 +31,7 @@ LAYERS = {
 }
 
 
-class PMatAlgebraContract(PMatSpectrumContract):
+class PMatAlgebraContract(PMatFilesContract):
     """Every operation of a representation built from data, with no model and no generator.
 
     Subclass it as `Test...`, name the representation, and build one. Each operation must be right to 1e-10, or be listed
