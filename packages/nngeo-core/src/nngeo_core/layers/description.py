@@ -8,7 +8,7 @@ from nngeo_core.errors import StorageError, UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.layer import Layer
 
-__all__ = ["describe_layers", "rebuild_layers"]
+__all__ = ["describe_layers", "identify_layers", "rebuild_layers"]
 
 
 def describe_layers(layers: LayerCollection) -> list[dict[str, Any]]:
@@ -36,6 +36,17 @@ def describe_layers(layers: LayerCollection) -> list[dict[str, Any]]:
             )
         found.append(entry)
     return found
+
+
+def identify_layers(layers: LayerCollection) -> list[list[str]]:
+    """Id, record and parameter names of each layer in print, which equal collections have in common.
+
+    Example:
+        >>> from nngeo_core.layers.layer import ParameterLayer
+        >>> identify_layers(LayerCollection({"norm": ParameterLayer((("weight", (3,)),))}))
+        [['norm', "ParameterLayer(shapes=(('weight', (3,)),))", 'norm.weight']]
+    """
+    return [[layer_id, repr(layer), *layers.parameter_names[layer_id]] for layer_id, layer in layers.items()]
 
 
 def rebuild_layers(description: Sequence[Mapping[str, Any]]) -> LayerCollection:

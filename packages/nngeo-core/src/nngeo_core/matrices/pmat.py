@@ -35,6 +35,8 @@ class PMat(MatrixArithmetic, SpectralOperations):
         symmetric: False for a product, whose linear solves then do without symmetry.
         progress: Whether to show a progress bar for each pass over the examples.
         likelihood: Name of the likelihood, if known; None takes the generator's.
+        checkpoint: With `examples`: a folder where sums are written on the way, and taken over from; as for `FIM`.
+        checkpoint_every: How many batches lie between two writings.
 
     Raises:
         ValueError: Both or neither of `data` and `examples` are given, or no layer collection is known.

@@ -1,5 +1,6 @@
 """StoredMatrix: what a matrix about some layers is made of, before any linear algebra."""
 
+import os
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -13,6 +14,7 @@ from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.files import Storable
 from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.checkpoint import Checkpoint, checkpoint_in
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
 from nngeo_core.vectors.checked import checked_batch, checked_flat
@@ -50,6 +52,8 @@ class StoredMatrix(Storable):
         symmetric: bool = True,
         progress: bool = False,
         likelihood: str | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 100,
     ) -> None:
         if (data is None) == (examples is None):
             given = "both" if data is not None else "neither"
@@ -71,7 +75,9 @@ class StoredMatrix(Storable):
         self._seen: list[tuple[Tensor, int]] = []
         if generator is not None and examples is not None:
             layer_collection.check_same(generator.layer_collection)
-            data, self.n_examples = self._from_examples(generator, examples, progress)
+            data, self.n_examples = self._from_examples(
+                generator, examples, progress, checkpoint_in(checkpoint, checkpoint_every)
+            )
         self.data = self._checked(data)
 
     @classmethod
@@ -89,12 +95,16 @@ class StoredMatrix(Storable):
             raise TypeError(f"{cls.__name__} is one representation, with no choices by layer; got {choices!r}")
         return cls.accumulator(generator.layer_collection)
 
-    def _from_examples(self, generator: Generator, examples: Any, progress: bool) -> tuple[Any, int | None]:
+    def _from_examples(
+        self, generator: Generator, examples: Any, progress: bool, checkpoint: Checkpoint | None
+    ) -> tuple[Any, int | None]:
         """The data computed from examples, and their number."""
         sums = self.prepare(generator)
         if sums is None:
+            if checkpoint is not None:
+                self._unsupported("a checkpoint", "it sums nothing over the examples that could be lost; leave it out")
             return examples, None
-        (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False)
+        (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False, checkpoint)
         return data, sums.n_examples
 
     def _checked(self, data: Any) -> Any:

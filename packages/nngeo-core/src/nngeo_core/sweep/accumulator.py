@@ -1,5 +1,6 @@
 """Accumulator: sums over Jacobians that become the data of a matrix."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import ShapeError, UnsupportedOperationError
+from nngeo_core.errors import ShapeError, StorageError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.layers.description import identify_layers
 from nngeo_core.plugins import registry
+from nngeo_core.storage import Stored, read_file, write_file
 
 __all__ = ["Accumulator"]
 
@@ -97,12 +100,16 @@ class Accumulator(ABC):
         for name, value in other.sums.items():
             self.add(name, value.clone())
 
+    def identity(self) -> Any:
+        """What tells these sums from others about the same layers, in a form that JSON keeps: the class by default."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the example count and the sums, as tensors."""
         return {"n_examples": torch.tensor(self.n_examples), **{f"sums.{k}": v.clone() for k, v in self.sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned.
+        """Take over what `state_dict` returned, in the middle of the pass in which it did.
 
         Raises:
             ShapeError: The example count is missing.
@@ -111,3 +118,35 @@ class Accumulator(ABC):
             raise ShapeError(f"not the state of an accumulator: got the keys {sorted(state)}, expected 'n_examples'")
         self.n_examples = int(state["n_examples"])
         self.sums = {k.removeprefix("sums."): v.clone() for k, v in state.items() if k.startswith("sums.")}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sums to a file, for another process to merge or to go on with.
+
+        Raises:
+            StorageError: The file could not be written.
+            OSError: The folder does not exist, or may not be written to.
+        """
+        write_file(path, Stored("sums", self._header(), self.state_dict()))
+
+    def load(self, path: str | os.PathLike[str], map_location: torch.device | str | None = None) -> None:
+        """Take over the sums of a file, in the middle of the pass in which they were saved.
+
+        Args:
+            path: What `save` wrote.
+            map_location: The device of the sums; None for the CPU.
+
+        Raises:
+            StorageError: The file is damaged, or holds the sums of another representation or of other layers.
+            OSError: There is no such file, or it may not be read.
+        """
+        stored = read_file(path, "sums", map_location)
+        for what, mine in self._header().items():
+            if stored.header[what] != mine:
+                raise StorageError(
+                    f"'{os.fspath(path)}' holds sums with the {what} {stored.header[what]}, and these have {mine}; load them "
+                    "into sums made by the same `prepare` of a generator for the same layers"
+                )
+        self.load_state_dict(stored.tensors)
+
+    def _header(self) -> dict[str, Any]:
+        return {"representation": self.identity(), "layers": identify_layers(self.layer_collection)}

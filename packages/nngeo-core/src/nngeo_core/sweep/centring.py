@@ -99,6 +99,10 @@ class CentredAccumulator(Accumulator):
             self.sums[_MEAN] = other.sums[_MEAN].clone()
         self.n_examples += other.n_examples
 
+    def identity(self) -> Any:
+        """The class, and what it fills."""
+        return [super().identity(), self.inner.identity()]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The example count, the mean and the inner sums."""
         return {**super().state_dict(), **{f"{_INNER}{key}": part for key, part in self.inner.state_dict().items()}}

@@ -11,6 +11,7 @@ from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.autocast import autocast_set_aside
 from nngeo_core.sweep.centring import CentredAccumulator
+from nngeo_core.sweep.checkpoint import Checkpoint, Resumable
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
@@ -19,7 +20,12 @@ __all__ = ["collect", "populate", "with_progress"]
 
 
 def populate(
-    generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool | str = False
+    generator: Generator,
+    examples: Any,
+    accumulators: Sequence[Accumulator],
+    progress: bool | str = False,
+    checkpoint: Checkpoint | None = None,
+    only_pass: int | None = None,
 ) -> None:
     """Feed all accumulators from one sweep, with as many passes as the neediest asks.
 
@@ -30,9 +36,13 @@ def populate(
         examples: One batch or a loader.
         accumulators: Filled in place.
         progress: Whether to show a progress bar for each pass, or the text that it starts with.
+        checkpoint: Where the sums are written on the way, and taken over from if they are there; whoever has made use of
+            the sums removes it.
+        only_pass: Make this pass alone (0, 1, ...), to merge the sums of several processes after it; None makes all.
 
     Raises:
-        ValueError: There are no examples, or a one-shot iterator is given where several passes are needed.
+        StorageError: The checkpoint is of another computation, naming what differs.
+        ValueError: There are no examples, no such pass, or a one-shot iterator is given where several passes are needed.
         UnsupportedOperationError: The generator has no Jacobians; or the likelihood is centred, and an accumulator is not.
     """
     if not isinstance(generator, Generator):
@@ -43,37 +53,53 @@ def populate(
     if generator.likelihood.centred and not all(isinstance(sums, CentredAccumulator) for sums in accumulators):
         raise UnsupportedOperationError("this likelihood subtracts a mean; give CentredAccumulator(accumulator)")
     passes = max(accumulator.passes for accumulator in accumulators)
-    if passes > 1 and isinstance(examples, Iterator):
+    if only_pass is not None and only_pass not in range(passes):
+        raise ValueError(f"these sums take the passes 0 to {passes - 1}, got only_pass={only_pass}")
+    numbers = range(passes) if only_pass is None else range(only_pass, only_pass + 1)
+    if len(numbers) > 1 and isinstance(examples, Iterator):
         raise ValueError(
             f"{passes} passes over the data are needed and {type(examples).__name__} can be read only once; "
             "give a loader that can be iterated again"
         )
-    for number in range(passes):
+    resumable = None if checkpoint is None else Resumable(checkpoint, generator, examples, accumulators, numbers)
+    for number in numbers:
+        state = "new" if resumable is None else resumable.state_of(number)
+        if state == "done":
+            continue
         active = [accumulator for accumulator in accumulators if number < accumulator.passes]
         label = f"{progress}: " if isinstance(progress, str) else ""
         description = f"{label}pass {number + 1}/{passes}" if progress else None
         with undisturbed(generator.model, generator.device), torch.no_grad():
-            _one_pass(generator, with_progress(examples, description), active, number)
+            for accumulator in active if state == "new" else ():
+                accumulator.begin_pass(number)
+            batches = with_progress(examples, description)
+            for part in [batches] if resumable is None else resumable.segments(batches, number):
+                _add(generator, part, active)
         if not active[0].n_examples:
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
 
 
 def collect(
-    generator: Generator, examples: Any, accumulators: Sequence[Accumulator], progress: bool | str = False
+    generator: Generator,
+    examples: Any,
+    accumulators: Sequence[Accumulator],
+    progress: bool | str = False,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Any]:
     """`populate`, then the data of each matrix, as ordinary tensors whatever mode the caller is in.
 
     Takes and raises what `populate` does.
     """
     sums = [CentredAccumulator(part) for part in accumulators] if generator.likelihood.centred else accumulators
-    populate(generator, examples, sums, progress)
+    populate(generator, examples, sums, progress, checkpoint)
     with torch.inference_mode(False), torch.no_grad(), autocast_set_aside(generator.device):
-        return [accumulator.finalize() for accumulator in accumulators]
+        found = [accumulator.finalize() for accumulator in accumulators]
+    if checkpoint is not None:
+        checkpoint.remove()
+    return found
 
 
-def _one_pass(generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator], number: int) -> None:
-    for accumulator in accumulators:
-        accumulator.begin_pass(number)
+def _add(generator: Generator, batches: Iterator[Batch], accumulators: Sequence[Accumulator]) -> None:
     with closing(generator.stream(batches)) as stream:
         for batch in stream:
             for accumulator in accumulators:

@@ -1,5 +1,6 @@
 """EmpiricalFIM: the second moment, or covariance, of the gradients of each example's loss."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from nngeo_core.likelihoods.choice import likelihood_for_loss
 from nngeo_core.likelihoods.empirical import Empirical, Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.checkpoint import checkpoint_in
 from nngeo_core.verbs.sweep import swept
 
 __all__ = ["EmpiricalFIM"]
@@ -30,6 +32,8 @@ def EmpiricalFIM(
     memory_budget: int | None = None,
     check: str = "first-batch",
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
     loss: Loss | None = None,
     centred: bool = False,
 ) -> Any:
@@ -55,6 +59,8 @@ def EmpiricalFIM(
         progress: As for `FIM`.
         memory_budget: As for `FIM`.
         check: As for `FIM`.
+        checkpoint: As for `FIM`.
+        checkpoint_every: As for `FIM`.
         loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), neither summed nor averaged over
             examples: `reduction="none"` in torch's losses.
         centred: Whether to subtract the mean gradient.
@@ -77,4 +83,5 @@ def EmpiricalFIM(
     """
     likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)
+    kept = checkpoint_in(checkpoint, checkpoint_every)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)

@@ -1,5 +1,6 @@
 """FIM: the Fisher information matrix of a model, in the representation asked for."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
@@ -11,6 +12,7 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.checkpoint import checkpoint_in
 from nngeo_core.verbs.sweep import swept
 
 __all__ = ["FIM"]
@@ -40,6 +42,9 @@ def FIM(
     progress: bool = False,
     memory_budget: int | None = None,
     check: str = "first-batch",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
 ) -> PMat | list[PMat]:
     """The Fisher information matrix F = (1/n) sum_i J_i^T L_i J_i, exactly: no sampling of targets.
 
@@ -61,6 +66,9 @@ def FIM(
         progress: Whether to show a progress bar for each pass over the data.
         memory_budget: Bytes that captured tensors may take together; None for the generator's default.
         check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
+        checkpoint: A folder where the sums are written on the way. Killed and started again with the same arguments and a
+            loader that gives the same batches, the computation goes on from there; once it is done, the file is removed.
+        checkpoint_every: How many batches lie between two writings; small ones are run together within these only.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
@@ -69,6 +77,7 @@ def FIM(
         PluginError: A name is unknown, or the package that provides it is not installed.
         UnsupportedLayerError: Some derivative cannot be computed exactly; names the module.
         ShapeError, ValueError: The batches, outputs or options do not fit together.
+        StorageError: The checkpoint is of another computation, naming what differs.
         NonFiniteError: The outputs have a NaN or an infinity; names batch and module.
 
     Example:
@@ -79,4 +88,5 @@ def FIM(
         ((9, 9), 2)
     """
     arguments = (model, variant, function, layer_collection, device, n_output, memory_budget, check)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)
+    kept = checkpoint_in(checkpoint, checkpoint_every)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)

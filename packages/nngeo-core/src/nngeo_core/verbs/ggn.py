@@ -1,5 +1,6 @@
 """GGN: the generalized Gauss-Newton matrix of a loss of the outputs."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from nngeo_core.likelihoods.curvature import LossCurvature
 from nngeo_core.likelihoods.empirical import Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.checkpoint import checkpoint_in
 from nngeo_core.verbs.sweep import swept
 
 __all__ = ["GGN"]
@@ -31,6 +33,8 @@ def GGN(
     memory_budget: int | None = None,
     check: str = "first-batch",
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
     loss: Loss | None = None,
 ) -> Any:
     """The generalized Gauss-Newton matrix (1/n) sum_i J_i^T H_i J_i, H_i the Hessian of example i's loss in its outputs.
@@ -57,6 +61,8 @@ def GGN(
         progress: As for `FIM`.
         memory_budget: As for `FIM`.
         check: As for `FIM`.
+        checkpoint: As for `FIM`.
+        checkpoint_every: As for `FIM`.
         loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), twice differentiable in the outputs
             and neither summed nor averaged over examples: `reduction="none"` in torch's losses.
 
@@ -80,4 +86,5 @@ def GGN(
     inner = likelihood_for_loss(variant, loss)
     likelihood = inner if loss is None else LossCurvature(inner, loss)
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)
+    kept = checkpoint_in(checkpoint, checkpoint_every)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)

@@ -1,5 +1,6 @@
 """FIM_MonteCarlo: the Fisher information matrix estimated with targets drawn from the model."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from nngeo_core.likelihoods.draws import fresh_seed
 from nngeo_core.likelihoods.sampled import MonteCarlo
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.checkpoint import checkpoint_in
 from nngeo_core.verbs.sweep import swept
 
 __all__ = ["FIM_MonteCarlo"]
@@ -31,6 +33,8 @@ def FIM_MonteCarlo(
     memory_budget: int | None = None,
     check: str = "first-batch",
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
     trials: int = 1,
     generator: torch.Generator | None = None,
 ) -> Any:
@@ -57,6 +61,8 @@ def FIM_MonteCarlo(
         progress: As for `FIM`.
         memory_budget: As for `FIM`.
         check: As for `FIM`.
+        checkpoint: As for `FIM`; the draws must be the same when it is started again, so `generator` must be seeded.
+        checkpoint_every: As for `FIM`.
         trials: t, how many targets to draw for each example.
         generator: Gives the seed, and is advanced by that; None takes a seed from the operating system.
 
@@ -76,4 +82,5 @@ def FIM_MonteCarlo(
     """
     likelihood = MonteCarlo(chosen_likelihood(variant), trials, fresh_seed(generator))
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress)
+    kept = checkpoint_in(checkpoint, checkpoint_every)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)

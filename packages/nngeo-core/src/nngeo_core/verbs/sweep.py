@@ -3,16 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.matrices.choice import chosen_representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.accumulator import Accumulator
+from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
 
 __all__ = ["swept"]
 
 
-def swept(made: Callable[[], Generator], loader: Any, representation: Any, progress: bool) -> PMat | list[PMat]:
+def swept(
+    made: Callable[[], Generator], loader: Any, representation: Any, progress: bool, checkpoint: Checkpoint | None
+) -> PMat | list[PMat]:
     """The matrices that a generator's Jacobians sum up to, with as many passes as the neediest asks.
 
     Args:
@@ -20,6 +24,7 @@ def swept(made: Callable[[], Generator], loader: Any, representation: Any, progr
         loader: One batch or a loader.
         representation: A registered name, a class, `"auto"`, a mapping from layers to those, or a list of any of them.
         progress: Whether to show a progress bar for each pass.
+        checkpoint: Where the sums are written on the way.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
@@ -31,7 +36,7 @@ def swept(made: Callable[[], Generator], loader: Any, representation: Any, progr
         raise ValueError("representation is an empty list; give at least one name or class")
     generator = made()
     prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
-    found = iter(_collected(generator, loader, choices, prepared, progress))
+    found = iter(_collected(generator, loader, choices, prepared, progress, checkpoint))
     matrices = [
         kind(generator, examples=loader)
         if sums is None
@@ -47,6 +52,7 @@ def _collected(
     choices: Sequence[tuple[type[PMat], Any]],
     prepared: Sequence[Accumulator | None],
     progress: bool,
+    checkpoint: Checkpoint | None,
 ) -> list[Any]:
     """The data of those that store sums over the examples."""
     accumulators = [sums for sums in prepared if sums is not None]
@@ -56,4 +62,8 @@ def _collected(
             f"a matrix without sums goes over the examples at each product, and {type(loader).__name__} can be read only "
             "once; give a loader that can be iterated again"
         )
-    return collect(generator, loader, accumulators, label if progress else False) if accumulators else []
+    if accumulators:
+        return collect(generator, loader, accumulators, label if progress else False, checkpoint)
+    if checkpoint is not None:
+        raise UnsupportedOperationError("nothing is summed over the examples that a checkpoint could keep; leave it out")
+    return []
