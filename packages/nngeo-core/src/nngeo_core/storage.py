@@ -7,12 +7,14 @@ that says what the tensors are, and "digest", the SHA-256 of that text and of al
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
+from shutil import rmtree
+from stat import S_IMODE
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ def write_file(path: str | os.PathLike[str], content: Stored) -> None:
         raise StorageError(
             f"a tensor cannot be stored as '{_RESERVED}', the name that safetensors keeps for the header"
         )
-    versions = {"format": FORMAT, "conventions": CONVENTIONS, "nngeo": _release()}
+    versions = {"format": FORMAT, "conventions": CONVENTIONS, "release": _release()}
     text = _json({**content.header, **versions, "kind": content.kind})
     tensors = _separate(content.tensors)
     metadata = {"nngeo": text, "digest": _digest(text, tensors)}
@@ -105,7 +107,7 @@ def read_file(path: str | os.PathLike[str], kind: str, map_location: torch.devic
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there, with what killed processes left of attempts to write it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        rmtree(leftover, ignore_errors=True)
     path.unlink(missing_ok=True)
 
 
@@ -144,16 +146,23 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` on leaving; or is removed, if an exception ends the block."""
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+    """A name to write to, which becomes `path` on leaving; or is removed, if an exception ends the block.
+
+    It is in a folder of its own beside `path`, because safetensors makes temporary files as well, which a killed process
+    leaves behind; and which only their owner may read.
+    """
+    folder = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+    folder.mkdir()
+    temporary = folder / path.name
     try:
+        temporary.touch()
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
+        temporary.chmod(S_IMODE(mode))
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        rmtree(folder, ignore_errors=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
         _flush(path.parent, os.O_RDONLY)
 
@@ -189,7 +198,7 @@ def _header(name: str, text: str, kind: str) -> dict[str, Any]:
         if number != known:
             raise StorageError(
                 f"'{name}' is of version {number!r} of the {what}, and this release of nngeo reads version {known}: "
-                f"read it with the one that wrote it, {header.get('nngeo', 'unknown')}, or with a later one"
+                f"read it with the one that wrote it, {header.get('release', 'unknown')}, or with a later one"
             )
     if found != kind:
         raise StorageError(
