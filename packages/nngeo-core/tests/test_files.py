@@ -24,7 +24,7 @@ from nngeo_core import (
     UnsupportedOperationError,
     hookimpl,
 )
-from nngeo_core.matrices.files import describe_parts, restore_parts
+from nngeo_core.matrices.files import describe_part, restore_parts
 from nngeo_core.plugins import registry
 from nngeo_core.storage import Stored, read_file, write_file
 
@@ -230,7 +230,7 @@ def test_non_finite_numbers_are_refused(tmp_path: Path) -> None:
 def test_parts_are_described_and_restored() -> None:
     parts = [plain(0.5, n_examples=3), PMatSized(data=torch.arange(4.0), layer_collection=LAYERS)]
     tensors = {f"{place}.data": part.data for place, part in enumerate(parts)}
-    found = restore_parts(PMat, tensors, describe_parts(parts))  # type: ignore[type-abstract]
+    found = restore_parts(PMat, tensors, [describe_part(part) for part in parts])  # type: ignore[type-abstract]
     assert [type(part) for part in found] == [PMatPlain, PMatSized]
     assert found[0].n_examples == 3
     assert [part.data.tolist() for part in found] == [0.5, [0, 1, 2, 3]]

@@ -1,6 +1,6 @@
 """PMatMixed: one representation for some layers, another one for others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.eigen import Eigendecomposition
+from nngeo_core.matrices.files import describe_part, restore_parts
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
 from nngeo_reprs.eye import PMatEye
@@ -79,6 +81,7 @@ class PMatMixed(PMat):
             raise ValueError("a PMatMixed from `data` has the parts that it is given; got a `representation` too")
         self._representation = representation
         super().__init__(generator, data, examples, layer_collection, **options)
+        del self._representation  # its keys may be modules of the model
         self.symmetric = all(part.symmetric for part in self.data)
 
     @classmethod
@@ -103,9 +106,11 @@ class PMatMixed(PMat):
         """
         return self._by_part(lambda part: part.to(dtype, device), self.n_examples)
 
-    def _from_examples(self, generator: Generator, examples: Any, progress: bool) -> tuple[Any, int | None]:
+    def _from_examples(
+        self, generator: Generator, examples: Any, progress: bool, checkpoint: Checkpoint | None
+    ) -> tuple[Any, int | None]:
         sums = self.prepare(generator, self._representation)
-        (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False)
+        (data,) = collect(generator, examples, [sums], type(self).__name__ if progress else False, checkpoint)
         return data, sums.n_examples
 
     def _checked(self, data: Any) -> tuple[PMat, ...]:
@@ -149,6 +154,15 @@ class PMatMixed(PMat):
             for number, part in enumerate(self.data)
             for name, tensor in part.tensors().items()
         }
+
+    def _data_description(self) -> dict[str, Any]:
+        return {"parts": self._each(describe_part)}
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> list[PMat]:
+        return restore_parts(PMat, tensors, description["parts"])  # type: ignore[type-abstract]
 
     def __repr__(self) -> str:
         """The whole in one line, and a line for each part."""

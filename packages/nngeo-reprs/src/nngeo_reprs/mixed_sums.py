@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,9 +121,14 @@ class MixedAccumulator(Accumulator):
                 if self._pass < ours.sums.passes:  # else it was complete before both began this pass
                     ours.sums.merge(added.sums)
 
+    def identity(self) -> Any:
+        """The class, and each part's layers and sums as far as they were asked for."""
+        asked = [[list(share.layers), None if share.kind is None else share.kind.__name__] for share in self.shares]
+        return [super().identity(), *asked]
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The example count, each part's sums under its number, and which layers turned out to have no factors."""
-        state = super().state_dict()
+        """The counts of examples and passes, each part's sums under its number, and which layers have no factors."""
+        state = {**super().state_dict(), "pass": torch.tensor(self._pass)}
         for number, part in enumerate(self.parts):
             state |= {f"{number}.{key}": value for key, value in part.sums.state_dict().items()}
         if self.without_factors is not None:
@@ -136,10 +142,12 @@ class MixedAccumulator(Accumulator):
         super().load_state_dict(state)
         places = state.get("without_factors")
         order = list(self.layer_collection)
+        self._pass = 0  # the parts' states say of which pass they are
         self._divide(None if places is None else [order[place] for place in places.tolist()])
         for number, part in enumerate(self.parts):
             start = f"{number}."
             part.sums.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+        self._pass = int(state["pass"])
 
     def finalize(self) -> tuple[PMat, ...]:
         """The parts."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
-from nngeo_core.matrices.files import describe_parts, restore_parts
+from nngeo_core.matrices.files import describe_part, restore_parts
 from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.iterative import IterativeMatrix
@@ -119,7 +119,7 @@ class PMatSum(LazyMatrix):
         }
 
     def _description(self) -> dict[str, Any]:
-        return {"parts": describe_parts(self.data), "n_examples": self.n_examples}
+        return {"parts": [describe_part(part) for part in self.data], "n_examples": self.n_examples}
 
     @classmethod
     def _restored(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> "PMatSum":

@@ -14,7 +14,7 @@ from nngeo_core.errors import PluginError, StorageError, UnsupportedOperationErr
 from nngeo_core.plugins import registry
 from nngeo_core.storage import Stored, read_file, write_file
 
-__all__ = ["Storable", "describe_parts", "restore_parts"]
+__all__ = ["Storable", "describe_part", "restore_parts"]
 
 Self = TypeVar("Self", bound="Storable")
 
@@ -160,9 +160,9 @@ class Storable(ABC):
         return {key: type(vars(self)[key])() for key in ("_kept", "_seen") if key in vars(self)}
 
 
-def describe_parts(parts: Sequence[Storable]) -> list[dict[str, Any]]:
-    """The descriptions of matrices that another one is made of; its `tensors` are theirs as `"<place>.<name>"`."""
-    return [part._contents()[1] for part in parts]
+def describe_part(part: Storable) -> dict[str, Any]:
+    """The description of a matrix that another one is made of; its tensors are that one's as `"<place>.<name>"`."""
+    return part._contents()[1]
 
 
 def restore_parts(
@@ -173,7 +173,7 @@ def restore_parts(
     Args:
         kind: A class above theirs.
         tensors: The tensors of all of them.
-        descriptions: What `describe_parts` returned.
+        descriptions: What `describe_part` returned for each, in order.
     """
     parts = []
     for place, header in enumerate(descriptions):

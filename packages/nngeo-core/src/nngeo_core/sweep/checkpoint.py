@@ -112,6 +112,7 @@ class Resumable:
         }
         self._stored: Stored | None = None
         self._place = _Place(passes.start)
+        self._start: dict[str, torch.Tensor] | None = None
         if checkpoint.path.exists():
             self._take_over(read_file(checkpoint.path, "checkpoint", generator.device))
 
@@ -150,19 +151,25 @@ class Resumable:
             batches: All batches of the pass, not read yet.
             number: The pass; its accumulators have begun it, unless it is the one to go on with.
         """
-        if self._stored is None:
-            start = random_state(self.examples)
-            self._place = _Place(number)
-        else:
-            start = {key: state.cpu() for key, state in self._part("random.").items()}
-            restore_random_state(start, self.examples)
+        resumes, self._start = self._stored is not None, self._states()
+        restore_random_state(self._start, self.examples)
+        if resumes:
             self._read_again(batches)
             self._stored = None
+        else:
+            self._place = _Place(number)
         every, before = self.checkpoint.every, self._place.batches
         while before == self._place.batches:
             yield self._watched(islice(batches, every))
             before += every
-            self._write(start)
+            self._write()
+
+    def _states(self) -> dict[str, torch.Tensor]:
+        """The random states that the pass begins with: the global ones are those of the first pass."""
+        if self._stored is not None:
+            return {key: state.cpu() for key, state in self._part("random.").items()}
+        first = {key: state for key, state in (self._start or {}).items() if not key.startswith("loader.")}
+        return random_state(self.examples) | first
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -185,8 +192,8 @@ class Resumable:
                 "resuming takes a loader that gives the same batches each time"
             )
 
-    def _write(self, start: dict[str, torch.Tensor]) -> None:
-        tensors = {f"random.{key}": state for key, state in start.items()}
+    def _write(self) -> None:
+        tensors = {f"random.{key}": state for key, state in (self._start or {}).items()}
         for place, sums in enumerate(self.accumulators):
             tensors |= {f"{place}.{key}": part for key, part in sums.state_dict().items()}
         header = {

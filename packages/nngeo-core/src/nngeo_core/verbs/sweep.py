@@ -65,5 +65,7 @@ def _collected(
     if accumulators:
         return collect(generator, loader, accumulators, label if progress else False, checkpoint)
     if checkpoint is not None:
-        raise UnsupportedOperationError("nothing is summed over the examples that a checkpoint could keep; leave it out")
+        raise UnsupportedOperationError(
+            "nothing is summed over the examples that a checkpoint could keep; leave it out"
+        )
     return []
