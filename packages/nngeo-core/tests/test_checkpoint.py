@@ -249,7 +249,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "kinds": ({"kinds": [Whitened]}, r"the passes: 1 there, 2 here"),
     "more-kinds": ({"kinds": [Rows, Rows]}, r"the representations: nothing there, .*Rows here"),
     "every": ({"every": 3}, "checkpoint_every: 2 there, 3 here"),
-    "first-batch": ({"loader": list((X + 1).split(2))}, "the first batch"),
+    "first-batch": ({"loader": [batch + 1 for batch in batches()]}, "the first batch"),
     "later-batch": ({"loader": [*batches()[:3], X[:3]]}, "the batches: after the first, 4 others"),
     "fewer-batches": (
         {"loader": batches()[:3]},
