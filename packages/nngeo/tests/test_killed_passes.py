@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_killed_passes_resume_to_the_same_bits(tmp_path: Path) -> None:
-    script, names = Path(__file__).with_name("killed_passes.py"), ["kfac", "diag", "blockdiag"]
+    script, names = Path(__file__).with_name("killed_passes.py"), ["kfac", "ekfac", "diag"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(script), str(tmp_path), "7", *names]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """PMatEKFAC: each layer's block diagonal in a Kronecker-factored eigenbasis."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.populate import collect
 from nngeo_reprs.ekfac_sums import EigenvalueAccumulator, EKFACAccumulator
-from nngeo_reprs.kronecker_basis import EigenBlock, same_basis
+from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis
 from nngeo_reprs.kronecker_matrix import KroneckerMatrix
 from nngeo_reprs.sum import PMatSum
 
@@ -98,6 +98,17 @@ class PMatEKFAC(KroneckerMatrix):
             for layer_id, block in self.data.items()
             for name, tensor in _parts(block).items()
         }
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> dict[str, EigenBlock]:
+        blocks = {}
+        for layer_id in layers:
+            inputs, outputs = tensors.get(f"{layer_id}.inputs"), tensors[f"{layer_id}.outputs"]
+            basis = KroneckerBasis(inputs, outputs, KroneckerLayout(**description[layer_id]))
+            blocks[layer_id] = EigenBlock(basis, tensors[f"{layer_id}.values"])
+        return blocks
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatEKFAC":
         changed = {

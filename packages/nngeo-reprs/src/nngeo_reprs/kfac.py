@@ -1,7 +1,7 @@
 """PMatKFAC: each layer's block as one Kronecker product."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -101,9 +101,6 @@ class PMatKFAC(KroneckerMatrix):
             for layer_id, factors in self.data.items()
             for name in ("inputs", "outputs")
         }
-
-    def _data_description(self) -> dict[str, Any]:
-        return {layer_id: asdict(factors.layout) for layer_id, factors in self.data.items()}
 
     @classmethod
     def _data_restored(

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ class KroneckerMatrix(PMat):
     @abstractmethod
     def _block(self, layer_id: str, split_weight_bias: bool) -> Tensor:
         """A layer's block, shape (d_l, d_l)."""
+
+    def _data_description(self) -> dict[str, Any]:
+        return {layer_id: asdict(self._layout(layer_id)) for layer_id in self.data}
 
     def _mapping_of_layers(self, data: Any) -> Mapping[str, Any]:
         """The data, if it is a mapping with the collection's layers in order."""

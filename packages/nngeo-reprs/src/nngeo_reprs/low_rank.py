@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import NonFiniteError, ShapeError
+from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_definite, check_invertible
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.norms import euclidean_norm
@@ -66,6 +67,12 @@ class PMatLowRank(PMat):
     def tensors(self) -> dict[str, Tensor]:
         """The rows, or values, vectors and shift."""
         return {"data": self.data} if isinstance(self.data, Tensor) else dict(self.data)
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> Tensor | dict[str, Tensor]:
+        return tensors["data"] if "data" in tensors else {name: tensors[name] for name in _SPECTRAL}
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatLowRank":
         if isinstance(self.data, Tensor):

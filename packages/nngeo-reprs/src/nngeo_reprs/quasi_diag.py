@@ -1,6 +1,7 @@
 """PMatQuasiDiag: the diagonal, and what is between the weights of a neuron and its bias."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, overload
 
 import torch
@@ -151,6 +152,19 @@ class PMatQuasiDiag(PMat):
             for layer_id, block in self.data.items()
             for name in ("diagonal", "cross")
         }
+
+    def _data_description(self) -> dict[str, Any]:
+        return {layer_id: asdict(block.layout) for layer_id, block in self.data.items()}
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> dict[str, ArrowBlock]:
+        blocks = {}
+        for layer_id in layers:
+            diagonal, cross = tensors[f"{layer_id}.diagonal"], tensors[f"{layer_id}.cross"]
+            blocks[layer_id] = ArrowBlock(diagonal, cross, KroneckerLayout(**description[layer_id]))
+        return blocks
 
     def _changed(self, change: Callable[[ArrowBlock], ArrowBlock], n_examples: int | None = None) -> "PMatQuasiDiag":
         return self._like({layer_id: change(block) for layer_id, block in self.data.items()}, n_examples=n_examples)
