@@ -29,12 +29,10 @@ class Storable(ABC):
     kind: ClassVar[str]
     name: ClassVar[str]
 
-    data: Any
-    generator: Any
-
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name; the data itself where that is one tensor."""
-        return {"data": self.data} if isinstance(self.data, Tensor) else {}
+        data = vars(self).get("data")
+        return {"data": data} if isinstance(data, Tensor) else {}
 
     @abstractmethod
     def _description(self) -> dict[str, Any]:
@@ -144,7 +142,8 @@ class Storable(ABC):
         return self._copied(lambda value: value)
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
-        memo[id(self.generator)] = self.generator
+        generator = vars(self).get("generator")
+        memo[id(generator)] = generator
         return self._copied(lambda value: deepcopy(value, memo))
 
     def _copied(self: Self, copied: Callable[[Any], Any]) -> Self:

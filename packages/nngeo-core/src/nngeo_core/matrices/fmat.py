@@ -1,6 +1,7 @@
 """FMat: a (c n) x (c n) matrix in function space, whatever its representation."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.linear_algebra.precision import full_precision
+from nngeo_core.matrices.files import Storable
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
 from nngeo_core.vectors.fvector import FVector
 
@@ -17,7 +19,7 @@ __all__ = ["FMat"]
 Self = TypeVar("Self", bound="FMat")
 
 
-class FMat(ABC):
+class FMat(Storable):
     """A kernel K on function space: a Gram matrix of tangent features, logically of shape (c, n, c, n).
 
     It sums over parameters and is not averaged over anything. A cross kernel K(X1, X2), logically (c, n1, c, n2), has `mv`,
@@ -235,6 +237,13 @@ class FMat(ABC):
         """Representation, size, dtype and device."""
         sizes = " x ".join(map(str, self.size()))
         return f"{type(self).__name__}({sizes}, {self.dtype}, {self.device})"
+
+    def _description(self) -> dict[str, Any]:
+        return {"symmetric": self.symmetric}
+
+    @classmethod
+    def _restored(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Any:
+        return cls(data=tensors["data"], symmetric=description["symmetric"])  # type: ignore[call-arg]
 
     def _checked(self, u: FVector) -> Tensor:
         """The coordinates of u (c, n) in this kernel's dtype."""
