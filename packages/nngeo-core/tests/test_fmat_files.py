@@ -27,7 +27,8 @@ class Kernel(FMat):
     def _none(self) -> None:
         raise AssertionError("not needed here")
 
-    size = dtype = device = _mv = trace = get_dense_tensor = _trace = _norm = _solve = _none  # type: ignore[assignment]
+    size = dtype = device = _mv = _trace = _norm = _solve = _add = _scaled = _centered = _eigendecomposition = _none  # type: ignore[assignment]
+    trace = get_dense_tensor = _none  # type: ignore[assignment]
 
 
 class Products(Kernel):
