@@ -142,6 +142,8 @@ class Storable(ABC):
         return self._copied(lambda value: value)
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        if not self.tensors():
+            return self.__copy__()  # all that it has is the user's: model and examples
         generator = vars(self).get("generator")
         memo[id(generator)] = generator
         return self._copied(lambda value: deepcopy(value, memo))
@@ -149,9 +151,7 @@ class Storable(ABC):
     def _copied(self: Self, copied: Callable[[Any], Any]) -> Self:
         other = object.__new__(type(self))
         emptied = self._emptied()
-        other.__dict__.update(
-            {key: emptied[key] if key in emptied else copied(part) for key, part in vars(self).items()}
-        )
+        other.__dict__.update({key: emptied[key] if key in emptied else copied(part) for key, part in vars(self).items()})
         return other
 
     def _emptied(self) -> dict[str, Any]:
