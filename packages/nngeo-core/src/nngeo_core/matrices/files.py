@@ -151,7 +151,9 @@ class Storable(ABC):
     def _copied(self: Self, copied: Callable[[Any], Any]) -> Self:
         other = object.__new__(type(self))
         emptied = self._emptied()
-        other.__dict__.update({key: emptied[key] if key in emptied else copied(part) for key, part in vars(self).items()})
+        other.__dict__.update(
+            {key: emptied[key] if key in emptied else copied(part) for key, part in vars(self).items()}
+        )
         return other
 
     def _emptied(self) -> dict[str, Any]:
