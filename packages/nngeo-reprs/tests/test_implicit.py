@@ -50,7 +50,7 @@ class Shown(PMatImplicit):
 
 class TestPMatImplicit(PMatContract):
     representation = Shown
-    unsupported = frozenset({"eigendecomposition", "inverse", "mm", "pinv", "sqrt", "smallest_singular_value"})
+    unsupported = frozenset({"eigendecomposition", "inverse", "mm", "pinv", "save", "sqrt", "smallest_singular_value"})
 
     test_slices_of_directions_do_not_matter: ClassVar[Any] = None  # it stores no sums
     test_halves_merge: ClassVar[Any] = None
