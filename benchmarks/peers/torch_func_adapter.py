@@ -57,6 +57,8 @@ class TorchFunc:
             p = logits.detach().softmax(0)
             return p.sqrt() * (logits - (p * logits).sum())
 
+        if 4 * self.numel * self.problem.outputs * len(self.problem.inputs) > 1 << 35:
+            raise NotAvailable("the Jacobians take over 32 GiB in all")
         size = max(1, LARGEST // (4 * self.numel * self.problem.outputs))
         for inputs, _ in self.problem.batches:
             for chunk in inputs.split(size):
