@@ -27,6 +27,9 @@ METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 ROWS = 128
 """Rows of a tile at least: fewer make its products less efficient, more compute more of both symmetric halves."""
 
+MIRRORED = 64
+"""Columns of a mirrored tile that are copied together."""
+
 
 def compute_kernel(
     generator: Generator,
@@ -215,8 +218,14 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
             continue
         mirrored = ((columns, m, rows, n), (2, 3, 0, 1)) if out.ndim == 4 else ((rows, m, n), (0, 2, 1))
         if symmetric:
-            out[mirrored[0]] = tile.permute(mirrored[1]).to(out.device)
+            _copy_mirrored(out[mirrored[0]], tile.permute(mirrored[1]).to(out.device))
         out[(rows, n, columns, m) if out.ndim == 4 else (rows, n, m)] = tile.to(out.device)
+
+
+def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:
+    """Copy in strips of the last axis, whose neighbours are far apart in memory: a long one would not stay in the cache."""
+    for strip in blocks(place.shape[-1], 1, MIRRORED):
+        place[..., strip] = mirrored[..., strip]
 
 
 def _symmetrize_(tile: Tensor) -> None:
