@@ -108,7 +108,16 @@ class NNGeometry:
         return Operation(lambda: self.build(KINDS[name], layers), numbers)
 
     def solve(self, representation: str, when: str, layers: LayerCollection) -> Operation:
-        """Its damped solution, which factorizes anew each time."""
+        """Its damped solution; KFAC's factorizes anew each time."""
         v = self.as_vector(self.problem.v, layers)
         matrix = self.build(KINDS[representation], layers)
-        return Operation(lambda: matrix.solve(v, DAMPING), lambda found: self.by_name(found, layers))
+        matrix.solve(v, DAMPING)
+
+        def forget() -> None:
+            vars(matrix).pop("_ldl_factors", None)
+
+        return Operation(
+            lambda: matrix.solve(v, DAMPING),
+            lambda found: self.by_name(found, layers),
+            forget if when == "first" else None,
+        )
