@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import median
 from time import process_time
 
-import nngeo
 import torch
-from nngeo import FIM, LayerCollection, random_pvector
-from nngeo_core.plugins import registry
 from torch import Tensor, nn
 
+import nngeo
 from benchmarks.floor import mlp
+from nngeo import FIM, LayerCollection, random_pvector
+from nngeo_core.plugins import registry
 
 Run = Callable[[], object]
 

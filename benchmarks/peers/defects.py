@@ -14,12 +14,12 @@ class Defect:
     """A number that a peer gets wrong.
 
     Attributes:
-        library: Which peer.
+        peer: Which library.
         what: The symptom.
         measure: What the peer says, and what it should say.
     """
 
-    library: str
+    peer: str
     what: str
     measure: Callable[[], tuple[float, float]]
 
@@ -89,12 +89,12 @@ def measured_defects(absent: list[str]) -> list[Row]:
     """What each installed peer says in its cases."""
     rows = []
     for defect in DEFECTS:
-        if defect.library in absent:
+        if defect.peer in absent:
             continue
         try:
             found, exact = defect.measure()
         except Exception as error:
-            print(f"{defect.library}, {defect.what}: raises {type(error).__name__}: {error}")
+            print(f"{defect.peer}, {defect.what}: raises {type(error).__name__}: {error}")
             continue
-        rows.append({"library": defect.library, "what": defect.what, "found": found, "exact": exact})
+        rows.append({"peer": defect.peer, "what": defect.what, "found": found, "exact": exact})
     return rows

@@ -280,7 +280,7 @@ def test_a_one_shot_iterator_is_refused() -> None:
 
 def test_a_layer_without_kronecker_structure_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
-    with pytest.raises(UnsupportedOperationError, match=r"layer '1': .*representation=\{nn.Linear: .*or \"mixed\""):
+    with pytest.raises(UnsupportedOperationError, match=r"layer '1': .*representation=\"auto\", or a mapping"):
         FIM(model, torch.randn(5, 3, dtype=torch.float64), PMatEKFAC)
 
 

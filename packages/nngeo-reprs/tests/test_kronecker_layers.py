@@ -111,6 +111,7 @@ def test_an_embedding_tied_to_the_head_is_named(transformer: tuple[nn.Module, di
     layers = LayerCollection.from_model(model, only=[nn.Embedding])
     for kind in ("kfac", "ekfac"):
         with pytest.raises(
-            UnsupportedOperationError, match=r"layer 'transformer.wte': SumJacobian.*\"blockdiag\"\}, or \"mixed\""
+            UnsupportedOperationError,
+            match=r"layer 'transformer.wte': SumJacobian.*representation=\"auto\", or a mapping",
         ):
             FIM(model, batch, kind, function=last_token(model), layer_collection=layers)

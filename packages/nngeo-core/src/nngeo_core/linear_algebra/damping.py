@@ -88,7 +88,8 @@ def _factorized(matrix: Tensor, symmetric: bool) -> tuple[Solver, Solver]:
 def _solve_by_halves(triangle: Tensor, columns: Tensor) -> Tensor:
     """(L L^T)^-1 b; `torch.cholesky_solve` copies L first, which takes ten times as long as solving for one column."""
     half = torch.linalg.solve_triangular(triangle, columns, upper=False)
-    return torch.linalg.solve_triangular(triangle.mT, half, upper=True)
+    solution: Tensor = torch.linalg.solve_triangular(triangle.mT, half, upper=True)
+    return solution
 
 
 def _smallest_singular_value(solve: Solver, solve_adjoint: Solver, matrix: Tensor) -> Tensor:
