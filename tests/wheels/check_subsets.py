@@ -108,10 +108,11 @@ print(lacking(lambda: registry.representation("dense", kind="fmat")))
 def test_the_core_generators_and_function_space(environment: Environment) -> None:
     environment.install("nngeo-core", "nngeo-generators", "nngeo-ntk")
     missing = """
-import nngeo_ntk
-print(nngeo_ntk.__version__, lacking(lambda: FIM(model, x, "kfac")))
+from nngeo_core import GramMatrix, Jacobian
+K, J = GramMatrix(model, x, "dense"), Jacobian(model, x)
+print(type(K).__module__, K.size()[1], lacking(lambda: FIM(model, x, "kfac")), lacking(lambda: J.T @ J))
 """
-    assert lines(environment, PRODUCT + missing) == ["True", "0.1.0 nngeo-reprs"]
+    assert lines(environment, PRODUCT + missing) == ["True", "nngeo_ntk.dense 5 nngeo-reprs nngeo-reprs"]
 
 
 def test_the_core_generators_and_representations(environment: Environment) -> None:
