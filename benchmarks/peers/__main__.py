@@ -75,7 +75,8 @@ def main() -> None:
     absent = [title for title, module in NEEDED.items() if find_spec(module) is None]
     libraries = {title: load() for title, load in LIBRARIES.items() if title not in absent}
     print(machine(), f"; not installed: {absent}" if absent else "", flush=True)
-    kept = json.loads((options.out / "peers.json").read_text(encoding="utf-8"))["rows"] if options.merge else []
+    earlier = options.out / "peers.json"
+    kept = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if options.merge and earlier.exists() else []
     defects = measured_defects(absent)
     for workload in WORKLOADS:
         if options.only and workload.title not in options.only:
