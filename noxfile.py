@@ -26,7 +26,7 @@ WHEELS = ROOT / "build" / "wheels"  # where tests/wheels looks for them
 BUILD_TOOLS = ["hatchling", "editables"]
 TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
 LOOSE = ["contourpy", "matplotlib", "pytest", "pytest-xdist", "scikit-learn", "scipy"]  # releases fit what they use
-QUICK = ["bench_(memory|plugins)", r"bench_(operations|representations)\..*track.*'cpu'.*, 16\)"]  # what CI runs
+QUICK = ["bench_(memory|plugins)", r"track_gradient_passes\('cpu', 'linear', .*, 16\)"]  # what CI runs
 PEERS = [
     *("nngeometry==0.4", "curvlinops-for-pytorch==3.0.1", "backpack-for-pytorch==1.7.1", "linear-operator==0.6.1"),
     *("einops==0.8.2", "einconv==0.1.0", "opt-einsum==3.4.0", "unfoldnd==0.2.3", "jaxtyping==0.3.11"),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nngeo_core import FVector, GramMatrix, ShapeError
 from nngeo_core.testing import relative_error
-from nngeo_ntk import FMatTrace, kernel_alignment, target_alignment
+from nngeo_ntk import FMatTrace, kernel_alignment, participation_ratio, target_alignment
 
 from .helpers import problem
 
@@ -52,3 +52,21 @@ def test_kernels_of_other_examples_are_refused() -> None:
         kernel_alignment(FMatTrace(data=torch.eye(2)), FMatTrace(data=torch.eye(3)))
     with pytest.raises(ShapeError, match="targets have shape"):
         target_alignment(FMatTrace(data=torch.eye(2)), FVector(torch.ones(1, 3)))
+
+
+@pytest.mark.parametrize("scale", [1e-26, 1e26])
+def test_kernels_of_any_scale_in_float32(scale: float) -> None:
+    """Squares of their entries leave the range of float32: norm, alignments and ratio do not."""
+    rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    K, scaled = FMatTrace(data=rows @ rows.T), FMatTrace(data=rows @ rows.T * scale)
+    y = FVector(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
+    assert torch.isclose(scaled.norm() / scale, K.norm(), rtol=1e-5)
+    assert torch.isclose(kernel_alignment(scaled, K), torch.tensor(1.0))
+    assert torch.isclose(target_alignment(scaled, y), target_alignment(K, y), rtol=1e-5)
+    assert torch.isclose(participation_ratio(scaled), participation_ratio(K), rtol=1e-5)
+
+
+def test_a_sum_with_a_cross_kernel_is_not_symmetric() -> None:
+    square = torch.arange(9.0).view(3, 3)
+    K, cross = FMatTrace(data=torch.eye(3)), FMatTrace(data=square, symmetric=False)
+    assert not (K + cross).symmetric and not (cross + K).symmetric and (K + K).symmetric

@@ -107,9 +107,10 @@ def test_a_large_mean_gradient_does_not_cancel_in_float32() -> None:
     assert relative_error(found.get_diag().double(), expected) <= 1e-2
 
 
-def test_kfac_is_not_centred() -> None:
-    with pytest.raises(UnsupportedOperationError, match="KFACAccumulator cannot subtract the mean gradient"):
-        EmpiricalFIM(net(), (X, LABELS), "kfac", variant="classif_logits", centred=True)
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "quasidiag", {"0": "quasidiag", None: "dense"}], ids=str)
+def test_what_needs_the_structure_of_gradients_is_not_centred(kind: Any) -> None:
+    with pytest.raises(UnsupportedOperationError, match="Accumulator cannot subtract the mean gradient"):
+        EmpiricalFIM(net(), (X, LABELS), kind, variant="classif_logits", centred=True)
 
 
 def test_a_causal_language_model_takes_the_next_token_as_target() -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import ShapeError
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.vectors.fvector import FVector
 from nngeo_ntk.over_outputs import check_outputs
@@ -61,5 +62,7 @@ def target_alignment(kernel: FMat, targets: FVector, centered: bool = True) -> T
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
     """The cosine; zero if one of them vanishes."""
-    norms = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
-    return torch.where(norms > 0, (first * second).sum() / torch.where(norms > 0, norms, 1), 0)
+    norms = [euclidean_norm(part) for part in (first, second)]
+    if not all(norm > 0 for norm in norms):
+        return first.new_zeros(())
+    return (first / norms[0] * (second / norms[1])).sum()

@@ -32,5 +32,5 @@ def participation_ratio(kernel: FMat) -> Tensor:
         >>> participation_ratio(FMatTrace(data=torch.eye(3)))
         tensor(3.)
     """
-    squares = kernel.norm().square()
-    return torch.where(squares > 0, kernel.trace().square() / torch.where(squares > 0, squares, 1), 0)
+    norm = kernel.norm()
+    return torch.where(norm > 0, (kernel.trace() / torch.where(norm > 0, norm, 1)).square(), 0)

@@ -11,6 +11,7 @@ from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.linear_algebra.damping import check_definite, factorize
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
@@ -124,8 +125,7 @@ class StoredKernel(FMat):
         return self._blocks().diagonal(dim1=1, dim2=2).sum()
 
     def _norm(self) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self.data)
-        return norm
+        return euclidean_norm(self.data)
 
     def _solve(self, u: Tensor, regul: float) -> Tensor:
         solver = self._cached(("solver", regul), lambda: factorize(self._blocks(), regul, True, "the kernel"))
@@ -156,7 +156,7 @@ class StoredKernel(FMat):
         return damped.log().sum()
 
     def _add(self: Self, other: Self) -> Self:
-        return self._with_data(self.data + other.data)
+        return self._with_data(self.data + other.data, self.symmetric and other.symmetric)
 
     def _scaled(self: Self, scalar: float | Tensor) -> Self:
         return self._with_data(self.data * scalar)
@@ -168,8 +168,8 @@ class StoredKernel(FMat):
         rows = parts - parts.mean(2, keepdim=True)
         return self._with_blocks((rows - rows.mean(4, keepdim=True)).view_as(blocks))
 
-    def _with_data(self: Self, data: Tensor) -> Self:
-        return type(self)(self.generator, data, symmetric=self.symmetric)
+    def _with_data(self: Self, data: Tensor, symmetric: bool | None = None) -> Self:
+        return type(self)(self.generator, data, symmetric=self.symmetric if symmetric is None else symmetric)
 
     def _cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, kept until the data are changed in place."""

@@ -62,6 +62,7 @@ class MixedAccumulator(Accumulator):
         self.parts = [_part(self.generator, share) for share in shares]
         self.passes = max(part.sums.passes for part in self.parts)
         self.signed = all(part.sums.signed for part in self.parts)
+        self.structured = any(part.sums.structured for part in self.parts)
 
     def begin_pass(self, number: int) -> None:
         """Begin the pass of all parts that need it."""

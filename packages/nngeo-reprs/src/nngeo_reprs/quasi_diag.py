@@ -30,6 +30,7 @@ class QuasiDiagAccumulator(Accumulator):
     """Sums the squares of each layer's Jacobian, and its products of weights with biases where they pair."""
 
     signed = True
+    structured = True
 
     def __init__(self, layer_collection: LayerCollection) -> None:
         super().__init__(layer_collection)

@@ -33,6 +33,8 @@ class Accumulator(ABC):
     """How many passes over the data are needed."""
     signed: bool = False
     """Whether its sums are linear in J^T J and heed `batch.sign`: an indefinite metric has directions that subtract."""
+    structured: bool = False
+    """Whether they need to know what a layer's parameters are to one another, which rows of numbers do not tell."""
 
     def __init__(self, layer_collection: LayerCollection) -> None:
         self.layer_collection = layer_collection

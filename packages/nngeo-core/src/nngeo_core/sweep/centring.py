@@ -29,13 +29,13 @@ class CentredAccumulator(Accumulator):
         inner: What to fill.
 
     Raises:
-        UnsupportedOperationError: Its sums are not linear in J^T J (KFAC).
+        UnsupportedOperationError: Its sums are not linear in J^T J (KFAC), or need the layers' structure (the quasi-diagonal).
     """
 
     def __init__(self, inner: Accumulator) -> None:
-        if not inner.signed or inner.passes > 1:
+        if not inner.signed or inner.structured or inner.passes > 1:
             raise UnsupportedOperationError(
-                f"{type(inner).__name__} cannot subtract the mean gradient: what it sums is not linear in J^T J. Use the "
+                f"{type(inner).__name__} cannot subtract the mean gradient: its sums are not of rows alone. Use the "
                 "dense, block-diagonal or diagonal representation, or centred=False"
             )
         super().__init__(inner.layer_collection)
