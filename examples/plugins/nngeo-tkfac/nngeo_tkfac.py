@@ -198,7 +198,7 @@ class PMatTKFAC(PMat):
             parts.append(factors.layout.from_matrix(outputs.unsqueeze(-1) * inputs.unsqueeze(-2)))
         return torch.cat(parts)
 
-    def get_dense_tensor(self) -> Tensor:
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
         """All entries, shape (d, d)."""
         return self._mv(torch.eye(self.size(0), dtype=self.dtype, device=self.device))
 

@@ -299,7 +299,7 @@ class PMatImplicit(LazyMatrix):
             )
         return rows.norms()
 
-    def get_dense_tensor(self) -> Tensor:
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
         """Refused: nothing is formed unasked.
 
         Raises:

@@ -36,8 +36,7 @@ class KFACAccumulator(Accumulator):
             except UnsupportedOperationError as error:
                 raise UnsupportedOperationError(
                     f"layer '{layer_id}': {error}. Kronecker factors where layers have them, and exact blocks or diagonals "
-                    'elsewhere: representation="auto", or a mapping such as {nn.Linear: "kfac", None: "blockdiag"}; these '
-                    "layers alone: layer_collection=LayerCollection.from_model(model, only=[nn.Linear, nn.Conv2d, ...])"
+                    'elsewhere: representation="auto", or a mapping such as {nn.Linear: "kfac", None: "blockdiag"}'
                 ) from error
             self.layouts[layer_id] = factors.layout
             self.add(f"{layer_id}.inputs", factors.inputs.to(batch.dtype))

@@ -117,7 +117,7 @@ class PMatProduct(LazyMatrix):
         """
         self._unsupported("the Frobenius norm of a product", "convert('dense') has it")
 
-    def get_dense_tensor(self) -> Tensor:
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
         """Refused: nothing is formed unasked.
 
         Raises:

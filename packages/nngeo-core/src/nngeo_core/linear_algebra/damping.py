@@ -108,8 +108,8 @@ def _singular(
 ) -> NotPositiveDefiniteError:
     """The error, with a damping ten times above rounding."""
     workable = max(10 * rounding, 10 * regul) or DEFAULT_REGUL
+    or_double = "" if dtype == torch.float64 else ", or use a model in float64"
     return NotPositiveDefiniteError(
         f"{what} + {regul:g} I is singular to working precision: its smallest eigenvalue or singular value, about "
-        f"{smallest:.1e}, is within rounding of zero in {dtype}; solve with regul={workable:.0e} or more, "
-        "or use a model in float64"
+        f"{smallest:.1e}, is within rounding of zero in {dtype}; solve with regul={workable:.0e} or more{or_double}"
     )

@@ -145,8 +145,13 @@ class PMat(MatrixArithmetic, SpectralOperations):
         """The diagonal, shape (d,), in the order of the flat parameters."""
 
     @abstractmethod
-    def get_dense_tensor(self) -> Tensor:
-        """All entries, shape (d, d), in the order of the flat parameters."""
+    def get_dense_tensor(self, split_weight_bias: bool = True) -> Tensor:
+        """All entries, shape (d, d), in the order of the flat parameters.
+
+        Args:
+            split_weight_bias: Order each layer's weights before its biases, as flat parameters are. Only Kronecker
+                representations have another order, in which each output's bias follows its weights.
+        """
 
     def _entries(self) -> Tensor:
         """All entries, shape (d, d), for `convert`."""
@@ -199,7 +204,7 @@ class PMat(MatrixArithmetic, SpectralOperations):
         """Mix in the matrix of new examples, in place: M <- decay M + (1 - decay) M(examples), an exponential average.
 
         For natural gradient and online elastic weight consolidation; the model's current parameters count. `n_examples`
-        becomes the number of all examples seen.
+        becomes the number of all examples seen. KFAC averages its factors, EKFAC the eigenvalues in the basis that it has.
 
         Args:
             examples: One batch or a loader.
