@@ -250,3 +250,25 @@ def test_an_empty_batch_has_an_empty_jacobian(net: nn.Module, hooks: Hooks) -> N
 def test_no_examples_are_refused(empty: list[Any] | Iterator[Any], net: nn.Module, dense_fisher: DenseFisher) -> None:
     with pytest.raises(ValueError, match="is empty; a matrix needs at least one example"):
         dense_fisher(net, empty)
+
+
+class Bypass(nn.Module):
+    """A linear layer that inputs of width two go around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x) if x.shape[1] == 3 else x
+        return outputs
+
+
+def test_a_later_batch_that_reaches_no_parameter_has_derivative_zero(hooks: Hooks) -> None:
+    model = Bypass().double()
+    generator = hooks(model)
+    assert len(generator.jacobian(X).layers) == 1
+    assert generator.jacobian(X[:, :2]).layers == {}
+    whole = sum(float(rows.square().sum()) for rows in (dense(generator, X), dense(generator, X[:, :2])))
+    alone = float(dense(hooks(model), X).square().sum())
+    assert whole == pytest.approx(alone, rel=1e-14)

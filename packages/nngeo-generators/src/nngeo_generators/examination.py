@@ -83,7 +83,8 @@ def examined_plan(
     batch: Batch,
     forward: Forward,
     alone: Tensor | None = None,
-) -> tuple[tuple[Use, ...], bool]:
+    seen: bool = False,
+) -> tuple[tuple[Use, ...], bool | None]:
     """A plan by which every layer's sum w J agrees with a plain gradient of the model on these examples.
 
     Each example and direction has a weight of its own, so that examples in another order show.
@@ -95,9 +96,10 @@ def examined_plan(
         batch: Some examples.
         forward: Runs the model on them with hooks for a plan.
         alone: The outputs of the last example alone, if they are known.
+        seen: Whether outputs of other examples depended on the parameters: these need not.
 
     Returns:
-        The plan, and whether several directions can go backward at once.
+        The plan, and whether several directions can go backward at once; None where none can go at all.
 
     Raises:
         UnsupportedLayerError: The model mixes examples or draws random numbers, or some layer has no exact derivative.
@@ -108,6 +110,8 @@ def examined_plan(
         graph = run_unwritten(partial(network.with_parameters, parameters), batch)
     outputs, computed = graph.detach(), coarsest(graph)
     check_examples(network, batch, graph, alone)
+    if seen and not graph.requires_grad:
+        return tuple(plan), None  # the derivative is zero
     directions, weights = _random_directions(outputs)
     try:
         precise = keeps_precision(graph)

@@ -196,7 +196,7 @@ class HooksGenerator(Generator):
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
             plan = self._first_plan if due else self._plan
             self._measure(part, plan)
-            self._examine(self._sample(part, self._examined_bytes(part)), plan)
+            self._examine(self._sample(part, self._examined_bytes(part)), plan, seen=not due)
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
 
@@ -281,10 +281,11 @@ class HooksGenerator(Generator):
         n, some = len(part.numbers), max(2, min(EXAMINED, self._budget // max(1, bytes_each)))
         return part.select(slice(max(0, n - some), n))
 
-    def _examine(self, part: Part, plan: Sequence[Use]) -> None:
-        """Mend a plan until it is exact on these examples."""
+    def _examine(self, part: Part, plan: Sequence[Use], seen: bool = False) -> None:
+        """Mend a plan until it is exact on these examples, whose outputs may be constant if others were seen not to be."""
         forward, alone = partial(self._forward, part), None if self._alone is None else self._alone[1].outputs
-        self._plan, self._batched = examined_plan(self, self._network, plan, part.batch, forward, alone)
+        self._plan, batched = examined_plan(self, self._network, plan, part.batch, forward, alone, seen)
+        self._batched = self._batched if batched is None else batched
         self._chunks.clear()
 
     def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:

@@ -30,7 +30,7 @@ def participation_ratio(kernel: FMat) -> Tensor:
     Example:
         >>> from nngeo_ntk import FMatTrace
         >>> participation_ratio(FMatTrace(data=torch.eye(3)))
-        tensor(3.)
+        tensor(3.0000)
     """
     norm = kernel.norm()
     return torch.where(norm > 0, (kernel.trace() / torch.where(norm > 0, norm, 1)).square(), 0)
