@@ -1,7 +1,7 @@
 """The trace-restricted Kronecker factorization, as a representation for nngeo."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 import torch
@@ -115,6 +115,18 @@ class PMatTKFAC(PMat):
         """The factors by layer and side."""
         sides = ("inputs", "outputs")
         return {f"{layer_id}.{side}": getattr(f, side) for layer_id, f in self.data.items() for side in sides}
+
+    def _data_description(self) -> dict[str, Any]:
+        return {layer_id: asdict(factors.layout) for layer_id, factors in self.data.items()}
+
+    @classmethod
+    def _data_restored(
+        cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection
+    ) -> dict[str, KroneckerFactors]:
+        return {
+            k: KroneckerFactors(tensors[f"{k}.inputs"], tensors[f"{k}.outputs"], KroneckerLayout(**description[k]))
+            for k in layers
+        }
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "PMatTKFAC":
         changed = {k: replace(f, inputs=change(f.inputs), outputs=change(f.outputs)) for k, f in self.data.items()}
