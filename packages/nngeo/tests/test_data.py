@@ -150,7 +150,11 @@ def test_a_function_serves_for_anything_else() -> None:
         FIM(MODEL, X, "dense", function=lambda x: (MODEL(x), x))
 
 
-def test_progress_shows_the_pass_and_the_examples_per_second(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_the_pass_and_the_examples_per_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COLUMNS", "LINES"):  # older bars are cut to the width of the terminal
+        monkeypatch.setenv(name, "200")
     FIM(MODEL, X.split(4), ["dense", PMatTwoPasses], progress=True)
     shown = capsys.readouterr().err
     for part in ("PMatDense, PMatTwoPasses: pass 1/2", "pass 2/2", "examples/s", "3/3"):
