@@ -13,6 +13,7 @@ from nngeo_core import ClassifLogits, GaussianLikelihood, LayerCollection, Likel
 from nngeo_core.likelihoods.targets import targets_of
 from nngeo_core.testing import MODELS, Case, fisher, output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
+from nngeo_generators.joining import Part
 
 Build = Callable[..., nn.Module]
 Hooks = Callable[..., HooksGenerator]
@@ -272,3 +273,19 @@ def test_a_later_batch_that_reaches_no_parameter_has_derivative_zero(hooks: Hook
     whole = sum(float(rows.square().sum()) for rows in (dense(generator, X), dense(generator, X[:, :2])))
     alone = float(dense(hooks(model), X).square().sum())
     assert whole == pytest.approx(alone, rel=1e-14)
+
+
+def test_what_one_shape_takes_is_not_taken_for_another(hooks: Hooks) -> None:
+    """A batch of several examples, then a single example of another shape: chunks come from its own."""
+    model = nn.Linear(3, 2).double()
+    generator = hooks(model, function=lambda x: model(x).flatten(1))
+    v = next(iter(generator.stream([X.view(7, 1, 3)])))
+    assert v.total_directions == 2
+    generator._trust(generator_part(X.expand(2, 7, 3)[:, :4]), None)
+    (single,) = generator.stream([X[None]])
+    assert (single.n_examples, single.total_directions) == (1, 14)
+    assert list(generator._chunks.values())[-1].directions == 14
+
+
+def generator_part(batch: Tensor) -> Part:
+    return Part(batch, (0,) * len(batch))

@@ -83,6 +83,7 @@ class HooksGenerator(Generator):
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
         self._alone: tuple[Sequence[Use], Capture, Graph] | None = None
+        self._measured_shapes: object = None
         self._budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
         self._ways = [*all_ways(), self._by_layers]
         self._sound: set[Way] = set()
@@ -105,6 +106,7 @@ class HooksGenerator(Generator):
         part = Part(batch, (0,) * count_examples(batch))
         if part.numbers:
             self._trust(part, model_state(self.model))
+            self._alone = None  # whole examples at once: nothing to be cut
         capture = self._capture(part)
         total, negative = self.count_directions(capture.outputs.detach(), batch)
         return self._slice(capture, batch, directions or slice(0, total), total, total - negative)
@@ -205,11 +207,11 @@ class HooksGenerator(Generator):
         shapes = example_shapes(part.batch)
         if shapes not in self._chunks:
             last = part.select(slice(len(part.numbers) - 1, None))
-            if self._alone is not None and self._alone[0] == self._plan:
-                _, alone, graph = self._alone
+            measured, self._alone = self._alone, None
+            if measured is not None and shapes == self._measured_shapes and measured[0] == self._plan:
+                _, alone, graph = measured
             else:
                 alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
-            self._alone = None
             alone.raise_refused()
             directions, _ = self.count_directions(alone.outputs.detach(), last.batch)
             self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, self._budget, graph)
@@ -263,8 +265,8 @@ class HooksGenerator(Generator):
         except (RuntimeError, ValueError, IndexError) as error:
             raise_alone(self._network, last.batch, part.batch, error)
         if not capture.refused:
-            self._alone = plan, capture, graph
-            self._graphs[example_shapes(part.batch)] = graph
+            self._alone, self._measured_shapes = (plan, capture, graph), example_shapes(part.batch)
+            self._graphs[self._measured_shapes] = graph
 
     def _examined_bytes(self, part: Part) -> int:
         """What the examination takes for each example: three graphs, and the layers' Jacobians of two directions."""
