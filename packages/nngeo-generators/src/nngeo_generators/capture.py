@@ -107,9 +107,7 @@ class Capture:
 
     def note(self, uses: Sequence[Use], args: Any, kwargs: Any, returned: Sequence[Tensor]) -> None:
         """Keep a call with the gradient edges of the tensors that it returned."""
-        leaves, structure = tree_flatten((args, kwargs))
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        arguments, keywords = tree_unflatten(leaves, structure)
+        leaves, arguments, keywords = _detached(args, kwargs)
         self.calls.append(
             CapturedCall(
                 tuple(uses),
@@ -261,6 +259,16 @@ def _connected(part: Tensor, one_of_several: bool) -> Tensor:
     if not part.requires_grad:
         return part + torch.zeros((), dtype=part.dtype, device=part.device, requires_grad=True)
     return part.clone() if one_of_several or part._is_view() else part
+
+
+def _detached(args: Any, kwargs: Any) -> tuple[list[Any], Any, Any]:
+    """All that a call was given, one by one and in place, without its graph; most calls take one tensor."""
+    if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs:
+        alone = [args[0].detach()]
+        return alone, alone, {}
+    given, structure = tree_flatten((args, kwargs))
+    leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in given]
+    return leaves, *tree_unflatten(leaves, structure)
 
 
 def _in_layer(use: Use, jacobian: LayerJacobian) -> LayerJacobian:

@@ -44,25 +44,26 @@ def make_plan(model: nn.Module, layers: LayerCollection) -> tuple[Use, ...]:
     Raises:
         UnsupportedLayerError: A module uses one of the parameters and no rule differentiates it exactly.
     """
-    wanted = {name for names in layers.parameter_names.values() for name in names}
+    homes = {name: layer_id for layer_id, names in layers.parameter_names.items() for name in names}
+    order = {layer_id: place for place, layer_id in enumerate(layers)}
     uses: list[Use] = []
-    for source in find_sources(model, wanted, layers.rules):
+    for source in find_sources(model, homes.keys(), layers.rules):
         module = model.get_submodule(source.path)
         if source.rule is None:
             raise UnsupportedLayerError(
-                f"'{source.path}' ({type(module).__name__}) uses {sorted(wanted.intersection(source.names.values()))} and "
+                f"'{source.path}' ({type(module).__name__}) uses {sorted(homes.keys() & source.names.values())} and "
                 "has no layer rule; leave these parameters out of the layer collection, or install a plugin with a rule. "
                 f"{registry.problems()}".rstrip()
             )
-        for layer_id in layers:
-            use = _use(layers, layer_id, source, source.rule, module)
-            if use is not None:
-                uses.append(use)
+        held = {homes[name] for name in source.names.values() if name in homes}
+        uses += [
+            _use(layers, layer_id, source, source.rule, module) for layer_id in sorted(held, key=order.__getitem__)
+        ]
     return tuple(uses)
 
 
-def _use(layers: LayerCollection, layer_id: str, source: Source, rule: LayerRule, module: nn.Module) -> Use | None:
-    """What a source contributes to a layer, if anything."""
+def _use(layers: LayerCollection, layer_id: str, source: Source, rule: LayerRule, module: nn.Module) -> Use:
+    """What a source contributes to a layer."""
     local_names = {full: local for local, full in source.names.items()}
     sizes = [math.prod(shape) for shape in layers[layer_id].parameter_shapes().values()]
     ends = list(accumulate(sizes, initial=0))
@@ -71,8 +72,6 @@ def _use(layers: LayerCollection, layer_id: str, source: Source, rule: LayerRule
         for full, (start, end) in zip(layers.parameter_names[layer_id], pairwise(ends), strict=True)
         if full in local_names
     }
-    if not held:
-        return None
     if list(held) != [name for name in source.names if name in held]:
         raise UnsupportedLayerError(
             f"layer '{layer_id}' lists the parameters of '{source.path}' as {list(held)}, its rule as {list(source.names)}; "

@@ -128,8 +128,12 @@ def differing_layers(
         NonFiniteError: The gradient has a NaN or an infinity; names a layer.
     """
     norms: dict[str, float] = {}
-    for layer_id, names in layers.parameter_names.items():
-        norms[layer_id] = math.hypot(*(float(torch.linalg.vector_norm(plain[name])) for name in names))
+    errors: dict[str, float] = {}
+    for layer_id, names in layers.parameter_names.items():  # a layer's memory is read again while it is near
+        expected = [plain[name] for name in names]
+        norms[layer_id] = errors[layer_id] = _norm(expected)
+        if layer_id in jacobians:
+            errors[layer_id] = _norm(jacobians[layer_id].residual(expected, weights))
         if not (math.isfinite(norms[layer_id]) or all(all_finite(plain[name]) for name in names)):
             raise NonFiniteError(
                 f"the gradient of layer '{layer_id}' has a NaN or an infinity, though the outputs are finite: the model "
@@ -139,16 +143,12 @@ def differing_layers(
     noise = whole * NOISE * max((_eps(part.dtype) for part in plain.values()), default=0.0)
     differing: dict[str, str] = {}
     for layer_id, names in layers.parameter_names.items():
-        expected = [plain[name].flatten() for name in names]
-        found = jacobians[layer_id].vjp(weights) if layer_id in jacobians else weights.new_zeros(1)
-        called, error = float(torch.linalg.vector_norm(found)) > 0, norms[layer_id]
-        if called:
-            torch._foreach_sub_(found.split([len(part) for part in expected]), expected)
-            error = float(torch.linalg.vector_norm(found))
-        limits = (_tolerance(part.dtype, computed) if called else 100 * _eps(part.dtype) for part in expected)
+        dtypes, error = {plain[name].dtype for name in names}, errors[layer_id]
+        called = error != norms[layer_id]  # by a call that reaches the outputs
+        limits = (_tolerance(dtype, computed) if called else 100 * _eps(dtype) for dtype in dtypes)
         differs = not error <= whole * max(limits)
         if called and not differs and layer_id in by_itself and error > noise:
-            limit = math.sqrt(max(_eps(part.dtype) for part in expected))
+            limit = math.sqrt(max(map(_eps, dtypes)))
             own = norms[layer_id]  # most often enough, and there already
             differs = error > limit * own and error > limit * math.sqrt(float(jacobians[layer_id].squared_norm()))
         if differs:
@@ -160,10 +160,16 @@ def differing_layers(
     return differing
 
 
+def _norm(parts: Sequence[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
+
+
 def differ(first: Tensor, second: Tensor, computed: torch.dtype | None = None) -> bool:
     """Whether two results of the same examples are apart by more than the rounding of the dtype they were computed in."""
     tolerance = _tolerance(first.dtype, computed or first.dtype)
-    return first.shape != second.shape or bool((first - second).norm() > tolerance * second.norm())
+    return first.shape != second.shape or bool(
+        torch.linalg.vector_norm(first - second) > tolerance * torch.linalg.vector_norm(second)
+    )
 
 
 def _tolerance(dtype: torch.dtype, computed: torch.dtype) -> float:

@@ -1,6 +1,7 @@
 """LayerJacobian: the waist between what differentiates layers and what stores matrices."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -88,6 +89,13 @@ class LayerJacobian(ABC):
     def vjp(self, u: Tensor) -> Tensor:
         """J^T u = sum_{c,n} u[c, n] J[c, n], shape (d,), for u of shape (c, n)."""
         return u.flatten() @ self.to_dense().flatten(0, 1)
+
+    def residual(self, gradients: Sequence[Tensor], u: Tensor) -> list[Tensor]:
+        """What is left of gradients, one for each parameter in the layer's order, without J^T u: new tensors, flat each."""
+        parts = [gradient.flatten() for gradient in gradients]
+        left = list(self.vjp(u).neg_().split([len(part) for part in parts]))
+        torch._foreach_add_(left, parts)
+        return left
 
     def sum_of_squares(self) -> Tensor:
         """The diagonal of J^T J, shape (d,)."""

@@ -1,6 +1,6 @@
 """KroneckerJacobian: layers that multiply a weight matrix with an input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -133,6 +133,17 @@ class KroneckerJacobian(LayerJacobian):
         if bias is not None:
             torch.sum(g, 2, out=bias)
         return flat if self.layout.leading_inputs == 1 else self.layout.pack(weight, bias)
+
+    def residual(self, gradients: Sequence[Tensor], u: Tensor) -> list[Tensor]:
+        """Gradients of weight and bias without J^T u, subtracted within the product."""
+        weight, *bias = gradients
+        plain = self.layout.leading_inputs == 1 and self.layout.inputs and weight.dtype == self.dtype
+        if not plain:
+            return super().residual(gradients, u)
+        g = torch.einsum("cn,cnsqg->qgns", u, self.g).flatten(2)
+        a = self.a.permute(2, 0, 1, 3).flatten(1, 2)
+        matrix = weight.reshape(self.layout.groups, self.layout.outputs, self.layout.inputs)
+        return [torch.baddbmm(matrix, g, a, alpha=-1).flatten(), *(part - g.sum(2).flatten() for part in bias)]
 
     def sum_of_squares(self) -> Tensor:
         """The diagonal of J^T J, shape (d,)."""

@@ -37,6 +37,7 @@ class Table(Generic[K, V]):
     def __init__(self, noun: str) -> None:
         self.noun = noun
         self._claims: dict[K, tuple[_Claim[V], ...]] = {}
+        self._found: dict[K, V | None] = {}
 
     def add(self, key: K, value: V, owner: Plugin, overrides: tuple[str, ...] = ()) -> None:
         """Record that `owner` provides `value` for `key`; ask `conflict` whether that left the key usable.
@@ -48,19 +49,23 @@ class Table(Generic[K, V]):
             overrides: Names of plugins or distributions whose claims to the key yield to this one.
         """
         self._claims[key] = (*self._claims.get(key, ()), _Claim(value, owner, overrides))
+        self._found.clear()
 
     def remove(self, owner: Plugin) -> None:
         """Forget everything that `owner` provides."""
         kept = {key: tuple(claim for claim in claims if claim.owner != owner) for key, claims in self._claims.items()}
         self._claims = {key: claims for key, claims in kept.items() if claims}
+        self._found.clear()
 
     def find(self, key: K) -> V | None:
         """The value for `key`, None if there is none; `PluginError` if plugins conflict over it."""
-        conflict = self.conflict(key)
-        if conflict:
-            raise PluginError(conflict)
-        standing = self._standing(key)
-        return standing[0].value if standing else None
+        if key not in self._found:
+            conflict = self.conflict(key)
+            if conflict:
+                raise PluginError(conflict)
+            standing = self._standing(key)
+            self._found[key] = standing[0].value if standing else None
+        return self._found[key]
 
     def conflict(self, key: K) -> str:
         """Who conflicts over `key` and how to settle it; empty if nobody does."""

@@ -114,7 +114,12 @@ def _check_jvp(jacobian: LayerJacobian, other: LayerJacobian) -> None:
 
 def _check_vjp(jacobian: LayerJacobian, other: LayerJacobian) -> None:
     u = _draw(jacobian, *jacobian.shape[:2])
-    agree(jacobian.vjp(u), torch.einsum("cn,cnd->d", u.double(), _dense(jacobian)), "vjp")
+    expected = torch.einsum("cn,cnd->d", u.double(), _dense(jacobian))
+    agree(jacobian.vjp(u), expected, "vjp")
+    weights = jacobian.pairs.weight_numel if jacobian.pairs else 0
+    gradient = _draw(jacobian, jacobian.shape[2])
+    parts = [part for part in gradient.tensor_split([weights]) if len(part)] or [gradient]
+    agree(torch.cat(jacobian.residual(parts, u)), gradient.double() - expected, "residual")
 
 
 def _check_squares(jacobian: LayerJacobian, other: LayerJacobian) -> None:
