@@ -46,6 +46,8 @@ from nngeo_core.sweep.operator import OperatorGenerator
 from nngeo_core.sweep.populate import populate
 from nngeo_core.vectors.fvector import FVector, random_fvector
 from nngeo_core.vectors.pvector import PVector, random_pvector, random_pvector_dict
+from nngeo_core.verbs.compare import compare_representations
+from nngeo_core.verbs.comparison.result import RepresentationComparison
 from nngeo_core.verbs.empirical import EmpiricalFIM
 from nngeo_core.verbs.fim import FIM
 from nngeo_core.verbs.ggn import GGN
@@ -110,6 +112,7 @@ __all__ = [
     "PullBack",
     "PushForward",
     "RandomSigns",
+    "RepresentationComparison",
     "ScaleShiftJacobian",
     "SegmentationLogits",
     "ShapeError",
@@ -120,6 +123,7 @@ __all__ = [
     "UnsupportedOperationError",
     "Verification",
     "bdot",
+    "compare_representations",
     "hookimpl",
     "populate",
     "random_fvector",

@@ -274,6 +274,10 @@ class PMatMixed(PMat):
         """The trace of each layer's diagonal block, by layer id; they add up to the trace."""
         return self._by_layer(self._each(lambda part: part.trace_per_layer()))
 
+    def nbytes_per_layer(self) -> dict[str, int]:
+        """Bytes of each layer's share, by layer id, as far as its part's representation tells them apart."""
+        return {layer_id: size for part in self.data for layer_id, size in part.nbytes_per_layer().items()}
+
     def _norm_per_layer(self) -> dict[str, Tensor]:
         return self._by_layer(self._each(lambda part: part.norm_per_layer()))
 

@@ -172,6 +172,12 @@ class StoredMatrix(Storable):
         """Bytes that the stored tensors take."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
+    def nbytes_per_layer(self) -> dict[str, int]:
+        """Bytes of each layer's share, by layer id, as far as the representation tells them apart (`stored_numbers`)."""
+        numbers = self.stored_numbers(self.layer_collection)
+        known = numbers.items() if isinstance(numbers, Mapping) else ()
+        return {layer_id: count * self.dtype.itemsize for layer_id, count in known if count is not None}
+
     @classmethod
     def stored_numbers(cls, layers: LayerCollection) -> Mapping[str, int | None] | int:
         """How many numbers a matrix of this representation stores, as known before any batch; `print(layers)` shows it.

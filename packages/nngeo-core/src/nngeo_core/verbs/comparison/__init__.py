@@ -1,0 +1,1 @@
+"""What `compare_representations` is made of."""
