@@ -23,7 +23,7 @@ ALLOWED_SIBLINGS = {
 CORE_LEVELS = [
     {""},
     {"testing"},
-    {"cli", "__main__"},
+    {"cli", "commands", "__main__"},
     {"aliases", "verbs"},
     {"matrices"},
     {"sweep"},

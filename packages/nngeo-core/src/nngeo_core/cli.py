@@ -1,4 +1,4 @@
-"""The command line: ``nngeo plugins`` lists every plugin and its state."""
+"""The command line: ``nngeo plugins`` lists every plugin and its state; `commands` holds the others."""
 
 import argparse
 import textwrap
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from nngeo_core.commands.compare import add_compare
 from nngeo_core.plugins import PluginStatus, PluginWarning, registry
 
 __all__ = ["main"]
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     plugins = commands.add_parser("plugins", help="list every plugin, what it provides, and its state")
     plugins.set_defaults(run=_plugins)
+    add_compare(commands)
     return parser
 
 

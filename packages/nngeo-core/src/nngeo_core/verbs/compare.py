@@ -1,12 +1,10 @@
 """compare_representations: which representation approximates F best, on one's own model and data."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from nngeo_core.conventions import checked_regul
 from nngeo_core.layers.collection import LayerCollection
@@ -56,10 +54,10 @@ def compare_representations(
     the times of building, `mv` and `solve`, and memory. Within each layer l the same is measured of its diagonal blocks, A_ll
     against F_ll, with the layer's part of v: a layer's figures are those of a comparison about that layer alone.
 
-    It takes two passes over the examples for each vector's exact product; with `per_layer`, one more for all of them
-    together, and twice as many solves; then what building the representations takes, one after the other, and one product and
-    `len(dampings)` solves for each vector and representation. Beside the representation at hand, `3 * vectors` vectors of
-    the size of the model are kept (`2 * vectors` without `per_layer`).
+    The exact product with each vector takes a pass over the examples, and the exact blocks of all layers take one more in
+    all. Then come what building the representations takes, one after the other, and for each vector and representation one
+    product and `len(dampings)` solves, twice as many with `per_layer`. Beside the representation at hand, `3 * vectors`
+    vectors of the size of the model are kept (`2 * vectors` without `per_layer`).
 
     Args:
         model: As for `FIM`.
@@ -105,10 +103,10 @@ def compare_representations(
     drawn = None if trials is None else MonteCarlo(likelihood, trials, fresh_seed(source))
     arguments = (model, drawn or likelihood, function, layer_collection, device, n_output, memory_budget, check)
     differentiate: Generator = registry.generator("hooks")(*arguments)
-    probes = exact_products(differentiate, loader, vectors, per_layer, source, _bar(progress, "exact products"))
+    probes = exact_products(differentiate, loader, vectors, per_layer, source, progress)
     chosen = chosen or _default_dampings(probes)
     measurements = {
-        label: measured(differentiate, loader, choice, chosen, probes, _bar(progress, label), progress)
+        label: measured(differentiate, loader, choice, chosen, probes, label if progress else None)
         for label, choice in choices.items()
     }
     return RepresentationComparison(
@@ -153,8 +151,3 @@ def _reference(probes: Probes) -> Reference:
     assert form is not None and seconds is not None
     traces = dict(zip(probes.layer_collection, probes.traces.tolist(), strict=True))
     return Reference(float(probes.traces.sum()), form, traces, seconds)
-
-
-def _bar(progress: bool, label: str) -> Callable[[Iterable[int]], Iterable[int]]:
-    """Shows how many vectors are done."""
-    return partial(tqdm, desc=label, unit="vector", disable=not progress)

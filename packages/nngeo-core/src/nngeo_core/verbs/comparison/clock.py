@@ -6,14 +6,15 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
-__all__ = ["Clock", "PeakMemory"]
+__all__ = ["Clock", "PeakMemory", "with_bar"]
 
 T = TypeVar("T")
 
@@ -93,6 +94,11 @@ class PeakMemory:
     def _look(self) -> None:
         while not self._done.wait(_PERIOD):
             self._highest = max(self._highest, _resident())
+
+
+def with_bar(steps: Iterable[int], label: str, progress: bool) -> Iterable[int]:
+    """The steps, one for each vector, counted by a progress bar if that is wanted."""
+    return tqdm(steps, desc=label, unit="vector") if progress else steps
 
 
 def _resident() -> int:

@@ -1,6 +1,6 @@
 """One representation, built and measured against the exact products."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from nngeo_core.vectors.pvector import PVector
 from nngeo_core.verbs.comparison.agreement import products_agree, relative_difference, solutions_agree
 from nngeo_core.verbs.comparison.attempts import Attempts
 from nngeo_core.verbs.comparison.blocks import blocks_of
-from nngeo_core.verbs.comparison.clock import Clock, PeakMemory
+from nngeo_core.verbs.comparison.clock import Clock, PeakMemory, with_bar
 from nngeo_core.verbs.comparison.records import Agreement, Average, Measurement
 from nngeo_core.verbs.comparison.vectors import Probes
 from nngeo_core.verbs.sweep import swept
@@ -28,8 +28,7 @@ def measured(
     representation: Representation,
     dampings: Sequence[float],
     probes: Probes,
-    bar: Callable[[Iterable[int]], Iterable[int]],
-    progress: bool,
+    label: str | None,
 ) -> Measurement:
     """Build a representation and compare it with the exact products, vector by vector.
 
@@ -39,16 +38,15 @@ def measured(
         representation: What to build.
         dampings: The r of the solves, smallest first.
         probes: The vectors.
-        bar: Shows how far the vectors are.
-        progress: Whether to show the passes of building it.
+        label: What progress bars start with; None for none.
     """
     attempts, memory = Attempts(Clock(generator.device)), PeakMemory(generator.device)
     with memory:
         matrix: Any = attempts.tried(
-            "build", lambda: swept(lambda: generator, examples, representation, progress, None)
+            "build", lambda: swept(lambda: generator, examples, representation, label is not None, None)
         )
     stored = None if matrix is None else matrix.nbytes
-    total, layers = _agreements(matrix, dampings, probes, bar, attempts)
+    total, layers = _agreements(matrix, dampings, probes, attempts, label)
     clock = attempts.clock
     return Measurement(
         total,
@@ -68,8 +66,8 @@ def _agreements(
     matrix: PMat | None,
     dampings: Sequence[float],
     probes: Probes,
-    bar: Callable[[Iterable[int]], Iterable[int]],
     attempts: Attempts,
+    label: str | None,
 ) -> tuple[Agreement, dict[str, Agreement]]:
     """The whole matrix's, and those of its layers' blocks, if they are wanted and can be had."""
     if matrix is None:
@@ -82,7 +80,7 @@ def _agreements(
         within = attempts.tried("layers", lambda: blocks_of(matrix, probes.vectors[0]))
         if within is not None:
             blocks = _Side(within, probes.block_products, list(places.values()), dampings, attempts, "layers: ")
-    for k in bar(range(len(probes.vectors))):
+    for k in with_bar(range(len(probes.vectors)), label or "", label is not None):
         product = whole.multiply(probes.vectors[k])
         whole.measure(k, probes.vectors[k], product)
         if blocks is not None:

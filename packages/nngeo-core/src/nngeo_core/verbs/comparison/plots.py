@@ -9,7 +9,7 @@ __all__ = ["draw"]
 
 
 def draw(measurements: Mapping[str, Measurement], dampings: Sequence[float], figure: Any = None) -> Any:
-    """Six panels: the trace, forms and products as bars, solves as lines over r, times and memory as bars.
+    """Trace, forms, products, memory and times as bars, solves as lines over r.
 
     Args:
         measurements: By label; what is not available is left out.
@@ -24,20 +24,26 @@ def draw(measurements: Mapping[str, Measurement], dampings: Sequence[float], fig
     except ImportError as error:
         raise ImportError("plots need matplotlib; install it with: pip install 'nngeo-core[plots]'") from error
     if figure is None:
-        figure = pyplot.figure(figsize=(12, 7), layout="constrained")
-    (trace, form, cosine), (residual, solve_cosine, cost) = figure.subplots(2, 3)
+        figure = pyplot.figure(figsize=(14, 7), layout="constrained")
+    (trace, form, cosine, memory), (residual, solve_cosine, times, legend) = figure.subplots(2, 4)
     totals = {label: one.total for label, one in measurements.items()}
-    errors = {label: one.trace_error for label, one in totals.items()}
-    averages = {label: None if error is None else Average(error, None) for label, error in errors.items()}
-    _bars(trace, averages, "relative error of the trace")
+    _bars(trace, {label: _single(one.trace_error) for label, one in totals.items()}, "relative error of the trace")
     _bars(form, {label: one.form_error for label, one in totals.items()}, "relative error of $v^T F v$")
     _bars(cosine, {label: one.cosine for label, one in totals.items()}, "cosine of $F v$ and $A v$")
+    stored = {label: one.stored_bytes for label, one in measurements.items()}
+    _bars(memory, {label: _single(size and size / 2**20) for label, size in stored.items()}, "MiB stored")
     _lines(residual, {label: one.solve_residuals for label, one in totals.items()}, dampings, "$|v - v'| / |v|$")
     _lines(
         solve_cosine, {label: one.solve_cosines for label, one in totals.items()}, dampings, "cosine of $v$ and $v'$"
     )
-    _costs(cost, measurements)
+    _times(times, measurements)
+    legend.axis("off")
+    legend.legend(*residual.get_legend_handles_labels(), loc="center")
     return figure
+
+
+def _single(value: float | None) -> Average | None:
+    return None if value is None else Average(value, None)
 
 
 def _bars(ax: Any, averages: Mapping[str, Average | None], title: str) -> None:
@@ -59,11 +65,10 @@ def _lines(ax: Any, curves: Mapping[str, Sequence[Average | None]], dampings: Se
     ax.set_xscale("log" if min(dampings) > 0 else "symlog")
     ax.set_xlabel("r")
     ax.set_title(title, fontsize="medium")
-    ax.legend(fontsize="small")
 
 
-def _costs(ax: Any, measurements: Mapping[str, Measurement]) -> None:
-    """Seconds of one operation and stored bytes, each over its own axis."""
+def _times(ax: Any, measurements: Mapping[str, Measurement]) -> None:
+    """Seconds of one operation."""
     names = ("build_seconds", "mv_seconds", "solve_seconds")
     for place, (label, one) in enumerate(measurements.items()):
         known = [(k, getattr(one, name)) for k, name in enumerate(names) if getattr(one, name) is not None]
@@ -72,5 +77,4 @@ def _costs(ax: Any, measurements: Mapping[str, Measurement]) -> None:
         ax.bar([k + offset for k, _ in known], [seconds for _, seconds in known], width, color=f"C{place}", label=label)
     ax.set_yscale("log")
     ax.set_xticks(range(len(names)), ["build", "mv", "solve"])
-    ax.set_ylabel("seconds")
-    ax.set_title("time of one operation", fontsize="medium")
+    ax.set_title("seconds of one operation", fontsize="medium")

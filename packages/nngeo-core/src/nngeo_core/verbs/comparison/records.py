@@ -27,13 +27,14 @@ class Average:
 
         Example:
             >>> import torch
-        >>> Average.of(torch.tensor([1.0, 3.0]))
+            >>> Average.of(torch.tensor([1.0, 3.0]))
             Average(mean=2.0, standard_error=1.0)
         """
         if bool(values.isnan().any()):
             return None
-        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
-        return cls(float(values.mean()), error)
+        exact = values.double()
+        error = float(exact.std()) / len(values) ** 0.5 if len(values) > 1 else None
+        return cls(float(exact.mean()), error)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any] | None) -> "Average | None":

@@ -1,6 +1,5 @@
 """Vectors v uniform on the unit sphere, with the exact products F v that everything is compared with."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
 from nngeo_core.vectors.pvector import PVector
-from nngeo_core.verbs.comparison.clock import Clock
+from nngeo_core.verbs.comparison.clock import Clock, with_bar
 
 __all__ = ["Probes", "exact_products"]
 
@@ -50,7 +49,7 @@ def exact_products(
     count: int,
     per_layer: bool,
     source: torch.Generator,
-    bar: Callable[[Iterable[int]], Iterable[int]],
+    progress: bool,
 ) -> Probes:
     """Draw vectors, and take their products with F: one pass over the examples for each, by the matrix-free operator.
 
@@ -58,22 +57,22 @@ def exact_products(
         generator: Differentiates the model.
         examples: One batch or a loader that can be iterated again and again.
         count: k, how many vectors.
-        per_layer: Whether to take the products with the layers' blocks too: one more pass for all vectors together.
+        per_layer: Whether to take the products with the layers' blocks too: in the pass that takes their traces.
         source: Source of randomness.
-        bar: Shows how far the products are.
+        progress: Whether to show progress bars.
     """
     layers = generator.layer_collection
     exact: Any = registry.representation("implicit")(generator, examples=examples)
     vectors = uniform_on_sphere(count, layers.numel(), exact.dtype, exact.device, source)
-    traces = torch.stack([trace.double() for trace in exact.trace_per_layer().values()])
+    sums = BlockSums(layers, vectors if per_layer and len(layers) > 1 else vectors[:0])
+    ((traces, blocks),) = collect(generator, examples, [sums], "exact blocks" if progress else False)
     products, clock = torch.empty_like(vectors), Clock(exact.device)
-    for k in bar(range(count)):
+    for k in with_bar(range(count), "exact products", progress):
         product = clock.timed("mv", partial(exact.mv, PVector(layers, vector_repr=vectors[k])))
         products[k] = product.get_flat_representation()
-    blocks = products if len(layers) == 1 else None
-    if per_layer and blocks is None:
-        (blocks,) = collect(generator, examples, [BlockProducts(layers, vectors)])
-    return Probes(layers, vectors, products, blocks, traces, exact.n_examples, clock)
+    if len(layers) == 1:
+        blocks = products
+    return Probes(layers, vectors, products, blocks if per_layer else None, traces, sums.n_examples, clock)
 
 
 def uniform_on_sphere(
@@ -93,8 +92,8 @@ def uniform_on_sphere(
     return vectors
 
 
-class BlockProducts(Accumulator):
-    """Sums of J_l^T (J_l v_l) for each layer l, which are the products with F's diagonal blocks.
+class BlockSums(Accumulator):
+    """Sums what F's diagonal blocks are known by: the traces of J_l^T J_l, and the products J_l^T (J_l v_l), for each layer l.
 
     Args:
         layer_collection: The layers.
@@ -106,17 +105,20 @@ class BlockProducts(Accumulator):
     def __init__(self, layer_collection: LayerCollection, vectors: Tensor) -> None:
         super().__init__(layer_collection)
         self.vectors = vectors
+        self.sums["traces"] = torch.zeros(len(layer_collection), dtype=torch.float64, device=vectors.device)
         self.sums["products"] = torch.zeros_like(vectors)
 
     def accumulate(self, batch: JacobianBatch) -> None:
-        """Add each layer's products; a layer that was not called adds nothing."""
-        places = self.layer_collection.slices()
-        for layer_id, jacobian in batch.layers.items():
-            place = places[layer_id]
+        """Add each layer's; one that was not called adds nothing."""
+        for number, (layer_id, place) in enumerate(self.layer_collection.slices().items()):
+            jacobian = batch.layers.get(layer_id)
+            if jacobian is None:
+                continue
+            self.sums["traces"][number] += batch.sign * jacobian.squared_norm().double()
             for v, total in zip(self.vectors, self.sums["products"], strict=True):
                 pushed = jacobian.jvp(v[place].to(jacobian.dtype))
                 total[place] += batch.sign * jacobian.vjp(pushed).to(total)
 
-    def finalize(self) -> Tensor:
-        """F_ll v_l side by side, shape (k, d)."""
-        return self.average("products")
+    def finalize(self) -> tuple[Tensor, Tensor]:
+        """The traces, shape (layers,), and F_ll v_l side by side, shape (k, d)."""
+        return self.average("traces"), self.average("products")
