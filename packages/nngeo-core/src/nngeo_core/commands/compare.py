@@ -15,6 +15,8 @@ from nngeo_core.verbs.compare import compare_representations
 __all__ = ["add_compare"]
 
 _REPRESENTATIONS = ["diag", "quasidiag", "kfac", "ekfac"]
+_OPTIONS = ["representations", "variant", "trials", "vectors", "dampings", "memory_budget", "per_layer", "layer_times"]
+_OPTIONS += ["progress"]
 _DESCRIPTION = """\
 Measure representations of the Fisher matrix of a model against the exact one, print tables and a recommendation.
 
@@ -42,6 +44,12 @@ def add_compare(commands: Any) -> None:
     add("--memory-budget", type=int, metavar="BYTES", help="what captured tensors may take together")
     add("--seed", type=int, metavar="N", help="of the vectors and the draws")
     add("--no-layers", action="store_const", const=False, dest="per_layer", help="leave out the figures within layers")
+    add(
+        "--layer-times",
+        action="store_const",
+        const=True,
+        help="time each layer alone too: builds all once more for each",
+    )
     add("--progress", action="store_const", const=True, help="show progress bars")
     add("--output", type=_output, action="append", default=[], metavar="FILE", help="write the result: .md or .json")
     add(
@@ -55,8 +63,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         options = _options(called(arguments.target))
     except (ImportError, ValueError) as error:
         return _failed(error, 2)
-    names = ("representations", "variant", "trials", "vectors", "dampings", "memory_budget", "per_layer", "progress")
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
     options = {"representations": _REPRESENTATIONS, **options, **{k: v for k, v in given.items() if v is not None}}
     if arguments.seed is not None:
         options["generator"] = torch.Generator().manual_seed(arguments.seed)

@@ -44,6 +44,7 @@ def compare_representations(
     dampings: Sequence[float] | None = None,
     vectors: int = 30,
     per_layer: bool = True,
+    layer_times: bool = False,
     generator: torch.Generator | None = None,
 ) -> RepresentationComparison:
     """Measure representations A of F on a model and its data, against the exact F without a matrix.
@@ -77,6 +78,7 @@ def compare_representations(
         dampings: Values of r, each >= 0. By default the mean eigenvalue of F, tr F / d, times 0.01, 0.1, 1, 10 and 100.
         vectors: How many v.
         per_layer: Whether to measure within layers too.
+        layer_times: Whether to time each layer alone too: it builds every representation once more for each layer.
         generator: Source of the draws and the vectors; None takes seeds from the operating system.
 
     Returns:
@@ -106,7 +108,7 @@ def compare_representations(
     probes = exact_products(differentiate, loader, vectors, per_layer, source, progress)
     chosen = chosen or _default_dampings(probes)
     measurements = {
-        label: measured(differentiate, loader, choice, chosen, probes, label if progress else None)
+        label: measured(differentiate, loader, choice, chosen, probes, label if progress else None, layer_times)
         for label, choice in choices.items()
     }
     return RepresentationComparison(

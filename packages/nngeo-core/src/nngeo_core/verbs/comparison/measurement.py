@@ -15,6 +15,7 @@ from nngeo_core.verbs.comparison.agreement import products_agree, relative_diffe
 from nngeo_core.verbs.comparison.attempts import Attempts
 from nngeo_core.verbs.comparison.blocks import blocks_of
 from nngeo_core.verbs.comparison.clock import Clock, PeakMemory, with_bar
+from nngeo_core.verbs.comparison.layer_times import timed_by_layer
 from nngeo_core.verbs.comparison.records import Agreement, Average, Measurement
 from nngeo_core.verbs.comparison.vectors import Probes
 from nngeo_core.verbs.sweep import swept
@@ -29,6 +30,7 @@ def measured(
     dampings: Sequence[float],
     probes: Probes,
     label: str | None,
+    layer_times: bool,
 ) -> Measurement:
     """Build a representation and compare it with the exact products, vector by vector.
 
@@ -39,6 +41,7 @@ def measured(
         dampings: The r of the solves, smallest first.
         probes: The vectors.
         label: What progress bars start with; None for none.
+        layer_times: Whether to build it for each layer alone too, to time that.
     """
     attempts, memory = Attempts(Clock(generator.device)), PeakMemory(generator.device)
     with memory:
@@ -46,12 +49,16 @@ def measured(
             "build", lambda: swept(lambda: generator, examples, representation, label is not None, None)
         )
     stored = None if matrix is None else matrix.nbytes
+    shares = {} if matrix is None else matrix.nbytes_per_layer()
     total, layers = _agreements(matrix, dampings, probes, attempts, label)
-    clock = attempts.clock
+    clock, middle = attempts.clock, dampings[len(dampings) // 2]
+    alone = layer_times and matrix is not None
+    del matrix
     return Measurement(
         total,
         layers,
-        {} if matrix is None else matrix.nbytes_per_layer(),
+        timed_by_layer(generator, examples, representation, probes.vectors[0], middle) if alone else {},
+        shares,
         stored,
         memory.bytes,
         clock.median("build"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Agreement", "Average", "Measurement", "Reference"]
+__all__ = ["Agreement", "Average", "LayerTimes", "Measurement", "Reference"]
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,33 @@ def _averages(given: Sequence[Mapping[str, Any] | None]) -> tuple[Average | None
 
 
 @dataclass(frozen=True)
+class LayerTimes:
+    """Seconds that a representation of one layer alone takes; None is what could not be had.
+
+    Attributes:
+        build_seconds: From the examples to the finished matrix, with the whole model's forward pass in it.
+        mv_seconds: Of a product with one vector.
+        first_solve_seconds: Of the first solve, with what is factored once for all.
+        solve_seconds: Of a solve after that one.
+    """
+
+    build_seconds: float | None
+    mv_seconds: float | None
+    first_solve_seconds: float | None
+    solve_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One representation, measured.
 
     Attributes:
         total: Agreement of the whole matrices.
         layers: Agreement of each layer's diagonal block with that of F, by layer id; empty if they were not measured.
+        layer_times: What each layer takes alone, by layer id; empty if that was not asked for.
         layer_bytes: What each layer's share of the matrix takes, by layer id, as far as the representation says.
         stored_bytes: What the finished matrix takes, with nothing computed from it yet; None if it could not be built.
-        peak_bytes: By how much memory grew at most while it was built and used; None where that cannot be told.
+        peak_bytes: By how much memory grew at most while it was built; None where that cannot be told.
         build_seconds: From the examples to the finished matrix.
         mv_seconds: Of a product with one vector, the median.
         first_solve_seconds: Of the first solve, with what is factored once for all.
@@ -95,6 +113,7 @@ class Measurement:
 
     total: Agreement
     layers: dict[str, Agreement]
+    layer_times: dict[str, LayerTimes]
     layer_bytes: dict[str, int]
     stored_bytes: int | None
     peak_bytes: int | None
@@ -113,7 +132,9 @@ class Measurement:
     def from_dict(cls, given: Mapping[str, Any]) -> "Measurement":
         """The measurement that `dataclasses.asdict` made this of."""
         layers = {layer_id: Agreement.from_dict(one) for layer_id, one in given["layers"].items()}
-        return cls(**{**given, "total": Agreement.from_dict(given["total"]), "layers": layers})
+        times = {layer_id: LayerTimes(**one) for layer_id, one in given["layer_times"].items()}
+        total = Agreement.from_dict(given["total"])
+        return cls(**{**given, "total": total, "layers": layers, "layer_times": times})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The tables of a comparison, as text and as Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from nngeo_core.layers.overview import aligned
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from nngeo_core.verbs.comparison.result import RepresentationComparison
 
 __all__ = ["Table", "as_markdown", "as_text", "tables"]
+
+
+_REFUSED = "Not available"
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,21 @@ def tables(comparison: "RepresentationComparison", per_layer: bool) -> list[Tabl
         found += [_of_layers(label, one, comparison) for label, one in measurements.items() if one.layers]
     refused = [(label, name, reason) for label, one in measurements.items() for name, reason in one.unavailable.items()]
     if refused:
-        found.append(Table("Not available", [("representation", "operation", "reason"), *refused]))
+        found.append(Table(_REFUSED, [("representation", "operation", "reason"), *refused]))
     return found
 
 
 def as_text(table: Table) -> str:
     """Columns beneath each other, numbers to the right."""
-    right = set() if table.title == "Not available" else set(range(1, len(table.rows[0])))
+    right = set() if table.title == _REFUSED else set(range(1, len(table.rows[0])))
     return "\n".join([table.title, *aligned(table.rows, right)])
 
 
 def as_markdown(table: Table) -> str:
     """A heading and a pipe table."""
+    as_numbers = table.title != _REFUSED
     header, *rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in table.rows]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    lines = [header, ["---", *["---:" if as_numbers else "---"] * (len(header) - 1)], *rows]
     return "\n".join([f"### {table.title}", "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
@@ -87,33 +91,19 @@ def _costs(comparison: "RepresentationComparison") -> Table:
 
 
 def _of_layers(label: str, measurement: Measurement, comparison: "RepresentationComparison") -> Table:
-    """The agreement of a representation's blocks, solves at the middle damping."""
+    """The agreement of a representation's blocks, solves at the middle damping, and what was timed."""
     middle = len(comparison.dampings) // 2
-    r = f"{comparison.dampings[middle]:.3g}"
-    header = (
-        "layer",
-        "parameters",
-        "stored",
-        "trace",
-        "v^T F v",
-        "cosine of F v",
-        f"residual, r = {r}",
-        f"cosine, r = {r}",
-    )
-    rows = [
-        (
-            layer_id or "''",
-            str(comparison.layer_sizes[layer_id]),
-            _bytes(measurement.layer_bytes.get(layer_id)),
-            _signed(one.trace_error),
-            _average(one.form_error, "+"),
-            _average(one.cosine),
-            _average(one.solve_residuals[middle]),
-            _average(one.solve_cosines[middle]),
-        )
-        for layer_id, one in measurement.layers.items()
-    ]
-    return Table(f"Within layers: {label}", [header, *rows])
+    r = f"r = {comparison.dampings[middle]:.3g}"
+    header = ["layer", "parameters", "stored", "trace", "v^T F v", "cosine of F v", f"residual, {r}", f"cosine, {r}"]
+    timed = ["build", "mv", "first solve", "solve"] if measurement.layer_times else []
+    rows = []
+    for layer_id, one in measurement.layers.items():
+        times = astuple(measurement.layer_times[layer_id]) if timed else ()
+        row = [layer_id or "''", str(comparison.layer_sizes[layer_id]), _bytes(measurement.layer_bytes.get(layer_id))]
+        row += [_signed(one.trace_error), _average(one.form_error, "+"), _average(one.cosine)]
+        row += [_average(one.solve_residuals[middle]), _average(one.solve_cosines[middle])]
+        rows.append((*row, *map(_seconds, times)))
+    return Table(f"Within layers: {label}", [(*header, *timed), *rows])
 
 
 def _signed(value: float | None) -> str:
