@@ -15,8 +15,11 @@ from nngeo_core.verbs.compare import compare_representations
 __all__ = ["add_compare"]
 
 _REPRESENTATIONS = ["diag", "quasidiag", "kfac", "ekfac"]
-_OPTIONS = ["representations", "variant", "trials", "vectors", "dampings", "memory_budget", "per_layer", "layer_times"]
-_OPTIONS += ["progress"]
+_OPTIONS = (
+    *("representations", "variant", "trials", "vectors", "dampings"),
+    *("memory_budget", "per_layer", "layer_times", "progress"),
+)
+"""Of `compare_representations`, that the command line may give."""
 _DESCRIPTION = """\
 Measure representations of the Fisher matrix of a model against the exact one, print tables and a recommendation.
 
@@ -69,7 +72,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         options["generator"] = torch.Generator().manual_seed(arguments.seed)
     try:
         found = compare_representations(**options)
-    except NNGeoError as error:
+    except (NNGeoError, ValueError) as error:
         return _failed(error, 1)
     print(found)
     for path in arguments.output:
@@ -108,7 +111,10 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split(",")]
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
 
 
 def _output(text: str) -> Path:
