@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nngeo_core.linear_algebra.norms import euclidean_norm
-
 __all__ = ["products_agree", "relative_difference", "solutions_agree"]
+
+_PIECE = 2**16
+"""Coordinates that are taken together: as float64, 0.5 MiB of each vector."""
 
 
 def relative_difference(approximate: Tensor, exact: Tensor) -> Tensor:
@@ -32,8 +33,9 @@ def products_agree(v: Tensor, exact: Tensor, approximate: Tensor, places: Sequen
     Returns:
         Shape (2, places), float64: the relative difference of v^T A v and v^T F v, and the cosine of A v and F v.
     """
-    forms = relative_difference(_dots(v, approximate, places), _dots(v, exact, places))
-    return torch.stack([forms, _cosines(exact, approximate, places)])
+    grams = _grams([v, exact, approximate], places)
+    forms = relative_difference(grams[:, 0, 2], grams[:, 0, 1])
+    return torch.stack([forms, _cosines(grams, 1, 2)])
 
 
 def solutions_agree(v: Tensor, found: Tensor, places: Sequence[slice]) -> Tensor:
@@ -47,8 +49,8 @@ def solutions_agree(v: Tensor, found: Tensor, places: Sequence[slice]) -> Tensor
     Returns:
         Shape (2, places), float64: the cosine of v' and v, and |v - v'| / |v|.
     """
-    residuals = _quotient(_norms(v.double() - found.double(), places), _norms(v, places))
-    return torch.stack([_cosines(v, found, places), residuals])
+    grams = _grams([v, found], places)
+    return torch.stack([_cosines(grams, 0, 1), _quotient(grams[:, -1, -1].sqrt(), grams[:, 0, 0].sqrt())])
 
 
 def _quotient(above: Tensor, below: Tensor) -> Tensor:
@@ -57,23 +59,22 @@ def _quotient(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(above == 0, 0.0, quotient)
 
 
-def _cosines(a: Tensor, b: Tensor, places: Sequence[slice]) -> Tensor:
+def _cosines(grams: Tensor, one: int, other: int) -> Tensor:
     """1 of two zeros, 0 of one."""
-    lengths, others = _norms(a, places), _norms(b, places)
-    units = [
-        _unit(a[place], length) @ _unit(b[place], other)
-        for place, length, other in zip(places, lengths, others, strict=True)
-    ]
-    return torch.where((lengths == 0) & (others == 0), 1.0, torch.stack(units).clamp(-1, 1))
+    lengths, others = grams[:, one, one].sqrt(), grams[:, other, other].sqrt()
+    cosines = grams[:, one, other] / torch.where((lengths > 0) & (others > 0), lengths * others, 1.0)
+    return torch.where((lengths == 0) & (others == 0), 1.0, cosines.clamp(-1, 1))
 
 
-def _unit(a: Tensor, length: Tensor) -> Tensor:
-    return a.double() / length if length > 0 else torch.zeros_like(a, dtype=torch.float64)
+def _grams(rows: Sequence[Tensor], places: Sequence[slice]) -> Tensor:
+    """Inner products of vectors and, last, the difference of the last two, for each place; shape (places, k + 1, k + 1).
 
-
-def _dots(a: Tensor, b: Tensor, places: Sequence[slice]) -> Tensor:
-    return torch.stack([a[place].double() @ b[place].double() for place in places])
-
-
-def _norms(a: Tensor, places: Sequence[slice]) -> Tensor:
-    return torch.stack([euclidean_norm(a[place].double()) for place in places])
+    Taken piece by piece, so that what is double is small.
+    """
+    grams = torch.zeros(len(places), len(rows) + 1, len(rows) + 1, dtype=torch.float64, device=rows[0].device)
+    for gram, place in zip(grams, places, strict=True):
+        for start in range(place.start, place.stop, _PIECE):
+            pieces = [row[start : min(start + _PIECE, place.stop)].double() for row in rows]
+            stacked = torch.stack([*pieces, pieces[-2] - pieces[-1]])
+            gram += stacked @ stacked.T
+    return grams
