@@ -13,6 +13,7 @@ from nngeo import (
     ClassifLogits,
     FIM_MonteCarlo,
     LayerCollection,
+    LayerCollectionMismatchError,
     LinearLayer,
     MonteCarlo,
     PluginError,
@@ -289,6 +290,18 @@ def test_the_model_is_left_untouched() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_mapping_that_does_not_fit_is_refused_before_anything_is_computed() -> None:
+    class Unread:
+        def __iter__(self) -> Any:
+            raise AssertionError("the data were read")
+
+    with pytest.raises(LayerCollectionMismatchError, match=r"no key of the mapping means the layers \['0', '1'\]"):
+        compare_representations(MODEL, Unread(), ["diag", {nn.Linear: "kfac"}])
+    choices = ["diag", {nn.Linear: "implicit", None: "diag"}]
+    found = compare_representations(MODEL, X, choices, vectors=1).measurements["Linear: implicit, rest: diag"]
+    assert "stores no sums over the examples" in found.unavailable["build"]
 
 
 @pytest.mark.parametrize(

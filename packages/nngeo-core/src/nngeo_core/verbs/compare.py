@@ -1,18 +1,20 @@
 """compare_representations: which representation approximates F best, on one's own model and data."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from nngeo_core.conventions import checked_regul
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
 from nngeo_core.likelihoods.draws import fresh_seed
 from nngeo_core.likelihoods.sampled import MonteCarlo
-from nngeo_core.matrices.choice import Representation
+from nngeo_core.matrices.choice import Representation, chosen_representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.verbs.comparison.labels import labelled
@@ -105,6 +107,7 @@ def compare_representations(
     drawn = None if trials is None else MonteCarlo(likelihood, trials, fresh_seed(source))
     arguments = (model, drawn or likelihood, function, layer_collection, device, n_output, memory_budget, check)
     differentiate: Generator = registry.generator("hooks")(*arguments)
+    _check_mappings(choices, differentiate)
     probes = exact_products(differentiate, loader, vectors, per_layer, source, progress)
     chosen = chosen or _default_dampings(probes)
     measurements = {
@@ -129,6 +132,15 @@ def compare_representations(
 def _source(generator: torch.Generator | None) -> torch.Generator:
     """The generator, or one seeded by the operating system."""
     return torch.Generator().manual_seed(fresh_seed()) if generator is None else generator
+
+
+def _check_mappings(choices: Mapping[str, Representation], differentiate: Generator) -> None:
+    """Raise now what a mapping that does not fit the model would raise after the exact products."""
+    for choice in choices.values():
+        kind, by_layer = chosen_representation(choice)
+        if by_layer is not None:
+            with suppress(UnsupportedOperationError):  # which is a finding, not a mistake
+                kind.prepare(differentiate, by_layer)
 
 
 def _checked_dampings(dampings: Sequence[float]) -> tuple[float, ...]:

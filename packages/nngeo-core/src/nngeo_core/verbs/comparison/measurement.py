@@ -156,7 +156,7 @@ class _Side:
             solve_cosines, residuals = (
                 tuple(Average.of(values) for values in part.unbind(1)) for part in figures[:, 1:].unbind(2)
             )
-            trace_error = None if error.isnan() else float(error)
+            trace_error = float(error) if error.isfinite() else None
             found.append(Agreement(trace_error, forms, cosines, solve_cosines, residuals))
         return found
 

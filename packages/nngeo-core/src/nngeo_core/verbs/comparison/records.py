@@ -23,14 +23,14 @@ class Average:
 
     @classmethod
     def of(cls, values: Tensor) -> "Average | None":
-        """The average of some values, shape (k,), or None if one of them is undefined (NaN).
+        """The average of some values, shape (k,), or None if one of them is undefined (NaN) or overflowed.
 
         Example:
             >>> import torch
             >>> Average.of(torch.tensor([1.0, 3.0]))
             Average(mean=2.0, standard_error=1.0)
         """
-        if bool(values.isnan().any()):
+        if not bool(values.isfinite().all()):
             return None
         exact = values.double()
         error = float(exact.std()) / len(values) ** 0.5 if len(values) > 1 else None
