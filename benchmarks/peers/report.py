@@ -85,7 +85,7 @@ def write(rows: list[Row], libraries: list[str], defects: list[Row], folder: Pat
         notes(rows),
         "## Known defects of peers",
         "\n".join(
-            f"- {one['library']}: {one['what']}: {one['found']:.4g}, exactly {one['exact']:.4g}" for one in defects
+            f"- {one['peer']}: {one['what']}: {one['found']:.4g}, exactly {one['exact']:.4g}" for one in defects
         ),
     ]
     (folder / "peers.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
