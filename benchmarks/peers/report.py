@@ -84,9 +84,7 @@ def write(rows: list[Row], libraries: list[str], defects: list[Row], folder: Pat
         "## Differences and refusals",
         notes(rows),
         "## Known defects of peers",
-        "\n".join(
-            f"- {one['peer']}: {one['what']}: {one['found']:.4g}, exactly {one['exact']:.4g}" for one in defects
-        ),
+        "\n".join(f"- {one['peer']}: {one['what']}: {one['found']:.4g}, exactly {one['exact']:.4g}" for one in defects),
     ]
     (folder / "peers.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if rows:

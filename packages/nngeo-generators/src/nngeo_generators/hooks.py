@@ -31,7 +31,7 @@ from nngeo_generators.chunking import (
 from nngeo_generators.coverage import Coverage, coverage_of
 from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, raise_alone, run_unwritten
 from nngeo_generators.joining import Part, join
-from nngeo_generators.linearize import Way, all_ways
+from nngeo_generators.linearize import Sound, all_ways
 from nngeo_generators.matrix_free import fisher_form, fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
@@ -86,7 +86,7 @@ class HooksGenerator(Generator):
         self._measured_shapes: object = None
         self._budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
         self._ways = [*all_ways(), self._by_layers]
-        self._sound: set[Way] = set()
+        self._sound: Sound = set()
 
     def coverage(self) -> Coverage:
         """How the derivative of each layer is obtained: as planned, and after the first batch, as that has shown to be exact.

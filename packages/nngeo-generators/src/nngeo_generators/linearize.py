@@ -17,7 +17,7 @@ from nngeo_core.sweep.examples import Batch
 from nngeo_generators.graph import coarsest
 from nngeo_generators.network import Network
 
-__all__ = ["Linearization", "Linearizer", "Way", "all_ways", "differentiable_attention", "pull_back_one"]
+__all__ = ["Linearization", "Linearizer", "Sound", "Way", "all_ways", "differentiable_attention", "pull_back_one"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Linearizer:
         parameters: Leaves that stand for its parameters, in flat order.
         v: The vector, shape (d,).
         ways: What to try, in order; shortened in place, so that later products start with what worked.
-        sound: The ways that were compared with a random pull-back before; grows in place.
+        sound: What was compared with a random pull-back before; grows in place.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Linearizer:
         parameters: Mapping[str, Tensor],
         v: Tensor,
         ways: "list[Way]",
-        sound: "set[Way] | None" = None,
+        sound: "Sound | None" = None,
     ) -> None:
         self.parameters = parameters
         self.tangents = _split(v, parameters)
@@ -66,7 +66,6 @@ class Linearizer:
         self._ways = ways
         self._sound = set() if sound is None else sound
         self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
-        self._seen = False
 
     def linearize(self, network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
         """J v and J^T L J v of one batch.
@@ -74,7 +73,7 @@ class Linearizer:
         Args:
             network: Maps the batch to its outputs.
             batch: Some examples.
-            metric: L u from the outputs and u; None for J v alone, which then has no free check after the first one.
+            metric: L u from the outputs and u; None for J v alone, which keeps no graph, and so is checked the first time only.
 
         Raises:
             NNGeoError: Forward and reverse derivatives of this model differ, or do not exist, in every way that was tried.
@@ -83,16 +82,12 @@ class Linearizer:
         reasons: list[str] = []
         while True:
             way = self._ways[0]
-            found, error = None, None
             try:
-                found = self._linearize(way, network, batch, metric)
-                reason = self._differs(found, metric)
+                return self._linearize(way, network, batch, metric)
             except torch.OutOfMemoryError:
                 raise
             except Exception as refusal:  # whatever a model raises that meets dual numbers
                 reason, error = str(refusal).partition("\n")[0], refusal
-            if found is not None and not reason:
-                return found
             network(batch)  # raises what the model raises by itself
             reasons.append(f"by {_name(way)}, {reason}")
             if len(self._ways) == 1:
@@ -101,20 +96,22 @@ class Linearizer:
             log.info("products go on by %s: %s", _name(self._ways[0]), reason)
 
     def _linearize(self, way: "Way", network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
-        with differentiable_attention(), torch.enable_grad():
+        with differentiable_attention(), torch.set_grad_enabled(metric is not None):
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
-        if not self._seen:
-            self._rounding = max(self._rounding, torch.finfo(coarsest(outputs)).eps)
-            self._seen = True
-        if way not in self._sound or not change.any():
-            self._check_random(outputs, change)
-        if not change.any():
+        changes, kind = bool(change.any()), (way, metric is None)
+        if kind not in self._sound or not changes:
+            with torch.enable_grad():
+                graph = network.with_parameters(self.parameters, batch) if metric is None else outputs
+            self._check_random(graph, change)
+        if not changes:
             return Linearization(outputs.detach(), change, [torch.zeros_like(v) for v in self.tangents])
-        self._sound.add(way)
+        self._sound.add(kind)
         if metric is None:
             return Linearization(outputs.detach(), change, [])
-        pulled = pull_back_one(outputs, self.parameters, metric(outputs.detach(), change))
+        image = metric(outputs.detach(), change)
+        pulled = pull_back_one(outputs, self.parameters, image)
+        self._check(outputs, pulled, (image * change).sum())
         return Linearization(outputs.detach(), change, pulled)
 
     def _check_random(self, outputs: Tensor, change: Tensor) -> None:
@@ -124,26 +121,26 @@ class Linearizer:
         )
         pulled = pull_back_one(outputs, self.parameters, r, keep_graph=True)
         difference = (_dot(self.tangents, pulled) - (r * change).sum()).abs()
-        if difference > self._rounding**0.5 * (_norm(self.tangents) * _norm(pulled) + r.norm() * change.norm()):
+        scale = _norm(self.tangents) * _norm(pulled) + r.norm() * change.norm()
+        if self._exceeds(difference, scale, outputs):
             raise NNGeoError("forward-mode and reverse-mode derivatives of this model differ, r.(J v) and v.(J^T r)")
 
-    def _differs(self, found: Linearization, metric: "Metric | None") -> str:
-        """How far the two sides of the check are apart; empty if they agree, or if there is nothing to compare."""
-        if metric is None:
-            return ""
-        quadratic_form = (metric(found.outputs, found.change) * found.change).sum()
-        from_reverse = _dot(self.tangents, found.pulled)
-        if not (from_reverse.isfinite() and quadratic_form.isfinite()):
-            return ""
-        difference, rounding = (from_reverse - quadratic_form).abs(), self._rounding**0.5
-        if difference <= rounding * quadratic_form.abs():
-            return ""
-        if difference <= rounding * (quadratic_form.abs() + _norm(self.tangents) * _norm(found.pulled)):
-            return ""
-        return (
-            f"forward-mode and reverse-mode derivatives of this model differ, v.(F v) = {from_reverse.item():.6g} and "
-            f"(J v).L(J v) = {quadratic_form.item():.6g} for a batch; an inner no_grad or a custom autograd function does that"
-        )
+    def _check(self, outputs: Tensor, pulled: Sequence[Tensor], form: Tensor) -> None:
+        """Raise unless v . (J^T L J v) is (J v) . L (J v), where both are finite."""
+        from_reverse = _dot(self.tangents, pulled)
+        difference = (from_reverse - form).abs()
+        if not (from_reverse.isfinite() and form.isfinite()) or not self._exceeds(difference, form.abs(), outputs):
+            return
+        if self._exceeds(difference, form.abs() + _norm(self.tangents) * _norm(pulled), outputs):
+            raise NNGeoError(
+                f"forward-mode and reverse-mode derivatives of this model differ, v.(F v) = {from_reverse.item():.6g} and "
+                f"(J v).L(J v) = {form.item():.6g} for a batch; an inner no_grad or a custom autograd function does that"
+            )
+
+    def _exceeds(self, difference: Tensor, scale: Tensor, outputs: Tensor) -> bool:
+        """Whether a difference is more than rounding, be it that of the coarsest dtype that the outputs' graph computes in."""
+        relative = float(difference / scale) if scale > 0 else float(difference > 0)
+        return relative**2 > self._rounding and relative**2 > torch.finfo(coarsest(outputs)).eps
 
 
 def pull_back_one(
@@ -173,6 +170,9 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 Way = Callable[[Network, Mapping[str, Tensor], Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
 
+Sound = set[tuple[Way, bool]]
+"""Ways that have shown to be exact, each with whether it then kept no graph."""
+
 
 def _forward_mode(
     network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
@@ -198,6 +198,7 @@ def _forward_mode_without_mkldnn(
         torch._C._set_mkldnn_enabled(enabled)
 
 
+@torch.enable_grad()
 def _two_reverse_passes(
     network: Network, parameters: Mapping[str, Tensor], tangents: Sequence[Tensor], batch: Batch
 ) -> tuple[Tensor, Tensor]:
@@ -244,10 +245,10 @@ def _split(v: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
 
 def _hold_padding(model: nn.Module, tangents: Mapping[str, Tensor]) -> None:
     """Zero the tangents of padding rows, which are constant, in tables that no other module shares."""
-    owners = [p for m in model.modules() for p in m.parameters(recurse=False)]
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
             name = f"{path}.weight" if path else "weight"
+            owners = (p for m in model.modules() for p in m.parameters(recurse=False))
             if name in tangents and sum(owner is module.weight for owner in owners) == 1:
                 tangents[name][module.padding_idx] = 0
 

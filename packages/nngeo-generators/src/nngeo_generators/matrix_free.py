@@ -17,7 +17,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.joining import Part
-from nngeo_generators.linearize import Linearizer, Way, pull_back_one
+from nngeo_generators.linearize import Linearizer, Sound, Way, pull_back_one
 from nngeo_generators.network import Network
 from nngeo_generators.trust import check_finite
 
@@ -27,7 +27,7 @@ NO_EXAMPLES = "no examples were given; a product needs at least one"
 
 
 def push_forward(
-    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: Sound
 ) -> Tensor:
     """J v, shape (c, n), for v of shape (d,)."""
     linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)
@@ -65,7 +65,7 @@ def pull_back(generator: Generator, network: Network, u: Tensor, parts: Iterable
 
 
 def fisher_product(
-    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: Sound
 ) -> Tensor:
     """F v, shape (d,), for v of shape (d,)."""
     parameters = leaves(generator.model, generator.layer_collection)
@@ -83,7 +83,7 @@ def fisher_product(
 
 
 def fisher_form(
-    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: set[Way]
+    generator: Generator, network: Network, v: Tensor, parts: Iterable[Part], ways: list[Way], sound: Sound
 ) -> Tensor:
     """v^T F v, 0-dimensional, for v of shape (d,): forward passes alone, once a way to J v has shown to be exact."""
     linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)

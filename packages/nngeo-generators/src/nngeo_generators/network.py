@@ -25,13 +25,13 @@ def call_with(
         arguments: Positional arguments of the call.
         keywords: Keyword arguments of the call.
     """
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    swapped = {
-        f"{path}.{local}" if path else local: parameters[names[parameter]]
-        for path, part in module.named_modules()
-        for local, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
-        if names[parameter] in parameters
-    }
+    names: dict[Tensor, str] = {}
+    swapped = {}
+    for path, part in module.named_modules():
+        for local, parameter in part._parameters.items():
+            place = f"{path}.{local}" if path else local
+            if parameter is not None and names.setdefault(parameter, place) in parameters:
+                swapped[place] = parameters[names[parameter]]
     return functional_call(module, swapped, tuple(arguments), dict(keywords), tie_weights=False)
 
 
