@@ -295,6 +295,7 @@ class HooksGenerator(Generator):
 
         The first is seen not to mix examples, which the products of the others then do not either.
         """
+        keep_freed_memory(self.device)
         for part, state in self._numbered(batches):
             n = len(part.numbers)
             if self._is_due(self._inspected, state, n):
