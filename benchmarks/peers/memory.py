@@ -1,26 +1,29 @@
 """Peak memory of one operation of one library, as a new process finds it. Reads Linux's process files."""
 
-import resource
+import ctypes
 import subprocess
 import sys
 
-from benchmarks.bench_memory import resident
+from benchmarks.bench_memory import forget_high_water, high_water, resident
+from benchmarks.peers import timing
 
 
 def peak(library: str, workload: str, operation: str) -> int:
-    """Bytes that a first run of an operation adds at its peak to what the process held before; the set-up is not counted."""
+    """Bytes that a run of an operation adds at its peak to what the process held before.
+
+    It is the second run: the first one loads code, and finds out what is known about the model in all later ones.
+    """
     from benchmarks.peers.libraries import LIBRARIES
     from benchmarks.peers.workloads import WORKLOADS
 
     problem = next(one for one in WORKLOADS if one.title == workload).build()
-    problem.gradient_pass()
-    before, high = resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     chosen = LIBRARIES[library]()(problem).operation(operation)
-    if chosen.prepare is not None:
-        chosen.prepare()
-    chosen.run()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return after - min(before, high)
+    timing.seconds(chosen)
+    ctypes.CDLL(None).malloc_trim(0)  # what the first run freed would hide what the next one takes
+    forget_high_water()
+    before = resident()
+    timing.seconds(chosen)
+    return high_water() - before
 
 
 def peak_alone(library: str, workload: str, operation: str) -> int | None:
