@@ -80,7 +80,7 @@ def test_the_first_way_that_is_exact_is_taken_and_kept(
     forward: Callable[..., Tensor], left: int, way: str, build: Build, hooks: Hooks, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
-    generator = hooks(model)
+    generator, alone = hooks(model), hooks(model)
     v = random_pvector(generator.layer_collection, dtype=torch.float64)
     names = [name for name, _ in generator.layer_collection.named_parameters(model)]
     expected = fisher(model, X, names, "regression") @ v.get_flat_representation()
@@ -88,8 +88,11 @@ def test_the_first_way_that_is_exact_is_taken_and_kept(
         for _ in range(2):
             found = generator.product(v, X).get_flat_representation()
             assert relative_error(found, expected) < 1e-12
+            form = alone.quadratic_form(v, X)
+            assert relative_error(form, v.get_flat_representation() @ expected) < 1e-12
+    assert alone._ways[0].__name__ == generator._ways[0].__name__
     assert (len(generator._ways), generator._ways[0].__name__.strip("_").replace("_", " ")) == (left, way)
-    assert len(caplog.messages) == 4 - left
+    assert len(caplog.messages) == 2 * (4 - left)
     assert all(message.startswith("products go on by ") for message in caplog.messages)
 
 
@@ -101,6 +104,27 @@ def test_recurrent_cells_have_forward_mode_without_mkldnn(build: Build, hooks: H
     v = random_pvector(generator.layer_collection)
     generator.product(v, S.float())
     assert len(generator._ways) > 2 and torch._C._get_mkldnn_enabled() == enabled
+
+
+def test_a_quadratic_form_keeps_a_graph_for_its_first_check_alone(build: Build, hooks: Hooks) -> None:
+    generator = hooks(build(lambda net, x: net.b(net.a(x).tanh()), a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
+    v, kept = random_pvector(generator.layer_collection, dtype=torch.float64), [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[-1] += 1
+        return tensor
+
+    def parameters_change() -> None:
+        with torch.no_grad():
+            generator.model.a.weight.mul_(2)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for between in (lambda: None, parameters_change, lambda: None):
+            generator.quadratic_form(v, X)
+            kept.append(0)
+            between()
+    first, again, changed, _ = kept
+    assert first > 0 and again == 0 and changed > 0
 
 
 def test_no_tangent_no_change(build: Build, hooks: Hooks) -> None:
