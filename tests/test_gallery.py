@@ -3,8 +3,9 @@
 import ast
 from pathlib import Path
 
-import nngeo
 import pytest
+
+import nngeo
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 PAGES = sorted(FOLDER.glob("*.py"))

@@ -33,7 +33,9 @@ x, y, n, DECAY = images[train], targets[train], 400, 1e-2
 
 def fit(model: nn.Module, weights: Tensor) -> None:
     """Minimise (1/n) sum_i weights_i loss_i + DECAY |w|^2 / 2 from where the model is."""
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=400, tolerance_change=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=400, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -70,10 +72,10 @@ for kind in ("dense", "ekfac", "diag"):
     influences[kind] = (losses @ F.solve(gradient, regul=DECAY)).vector_repr[0] / n
 
 # %%
-# Leave out, one at a time, forty examples spread over the range of influences, and train on.
+# Leave out, one at a time, thirty examples spread over the range of influences, and train on.
 
 ranked = influences["ekfac"].argsort()
-left_out = torch.cat([ranked[:10], ranked[10:-10:19], ranked[-10:]])
+left_out = torch.cat([ranked[:10], ranked[10:-10:38], ranked[-10:]])
 with torch.no_grad():
     before = cross_entropy(model(digit), label)
 measured = []
@@ -89,15 +91,19 @@ correlations = {
 }
 
 # %%
-# The changes, and the examples whose absence would lower the test digit's loss most and raise it most.
+# The changes, where the diagonal's largest ones lie outside of the picture, and the examples whose absence raises the test
+# digit's loss most and lowers it most.
 
 figure = plt.figure(figsize=(11, 4), layout="constrained")
 left, right_side = figure.subfigures(1, 2, width_ratios=(1, 1.2))
 ax = left.subplots()
 for kind, marker in (("diag", "x"), ("dense", "s"), ("ekfac", "o")):
-    ax.plot(influences[kind][left_out], measured, marker, label=f"{kind}, correlation {correlations[kind]:.2f}", alpha=0.7)
+    ax.plot(
+        influences[kind][left_out], measured, marker, label=f"{kind}, correlation {correlations[kind]:.2f}", alpha=0.7
+    )
 ax.axline((0, 0), slope=1, color="black", linewidth=0.8)
-ax.set(xlabel="predicted change of the test loss", ylabel="measured")
+limit = 2 * float(measured.abs().max())
+ax.set(xlabel="predicted change of the test loss", ylabel="measured", xlim=(-limit, limit))
 ax.legend(fontsize=8)
 shown = [int(chosen), *ranked[-4:].flip(0).tolist(), int(chosen), *ranked[:4].tolist()]
 titles = ["test digit", *["supports"] * 4, "test digit", *["opposes"] * 4]
@@ -107,3 +113,10 @@ for ax, i, title in zip(right_side.subplots(2, 5).flat, shown, titles, strict=Tr
 plt.show()
 
 print({kind: round(value, 3) for kind, value in correlations.items()})
+
+# %%
+# EKFAC, which stores 1/60 of the dense matrix, predicts what retraining measures; the diagonal is too coarse for it.
+
+assert correlations["dense"] > 0.9
+assert correlations["ekfac"] > 0.75
+assert correlations["ekfac"] > correlations["diag"] + 0.1

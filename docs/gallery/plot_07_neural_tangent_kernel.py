@@ -2,9 +2,9 @@
 Kernel regression and the evolution of the NTK
 ==============================================
 
-The neural tangent kernel K(x, x') = J(x) J(x')ᵀ of a network says how its output at x' moves when it is trained on x. If K stayed
-as it is at the start, training would be kernel regression with it (Jacot, Gabriel & Hongler 2018; Lee et al. 2019). In a
-network of ordinary width it does not: the kernel turns towards the targets (Baratin et al. 2021), and what the network has
+The neural tangent kernel K(x, x') = J(x) J(x')ᵀ of a network says how its output at x' moves when it is trained on x. If K
+stayed as it is at the start, training would be kernel regression with it (Jacot, Gabriel & Hongler 2018; Lee et al. 2019). In
+a network of ordinary width it does not: the kernel turns towards the targets (Baratin et al. 2021), and what the network has
 learned beyond its first kernel is in its last one (Fort et al. 2020).
 
 **What to look for**: the blocks of the two classes, which appear in the Gram matrix with training. Kernel regression with the
