@@ -47,6 +47,13 @@ def test_what_is_no_scaling(scaling: object, error: type[Exception], message: st
         PMatEye(layer_collection=LAYERS, scaling=scaling)  # type: ignore[arg-type]
 
 
+def test_a_sum_with_a_number_names_the_multiple_of_the_identity() -> None:
+    with pytest.raises(
+        TypeError, match=r"the sum of PMatDiag with int: .* c I is PMatEye\(layer_collection=\.\.\., scaling=c\)"
+    ):
+        PMatDiag(data=torch.ones(3), layer_collection=LAYERS) + 1
+
+
 def test_data_and_scaling_are_one() -> None:
     with pytest.raises(ValueError, match="give either `data` or `scaling`"):
         PMatEye(data=torch.tensor(1.0), layer_collection=LAYERS, scaling=1.0)

@@ -116,7 +116,10 @@ class MatrixArithmetic(StoredMatrix):
 
     def _check_partner(self, other: Any, result: str) -> None:
         if not isinstance(other, MatrixArithmetic):
-            raise TypeError(f"{result} of {type(self).__name__} with {type(other).__name__}: expected another matrix")
+            raise TypeError(
+                f"{result} of {type(self).__name__} with {type(other).__name__}: expected another matrix; c I is "
+                "PMatEye(layer_collection=..., scaling=c)"
+            )
         if type(other) is not type(self):
             self._unsupported(
                 f"{result} with {type(other).__name__}",
