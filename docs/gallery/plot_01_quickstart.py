@@ -5,13 +5,13 @@ Quickstart
 The Fisher information matrix says how far a model's predictions move when its parameters do. For a change v of the
 parameters w, the Kullback-Leibler divergence between the predictions before and after, averaged over the inputs, is
 
-.. math:: \frac1n \sum_i \mathrm{KL}\big(p_w(y | x_i) \,\big\|\, p_{w + v}(y | x_i)\big)
+.. math:: \frac1n \sum_i \mathrm{KL}\big(p_w(y | x_i) \Vert p_{w + v}(y | x_i)\big)
           = \frac12 v^\top F v + O(|v|^3)
 
 (Amari 1998; Martens 2020). Here we train a digit classifier, compute its Fisher matrix, and measure both sides.
 
 **What to look for**: the points lie on the diagonal as long as the steps are short, whatever their direction, and leave it
-where the third order begins. KFAC, which keeps one number where the exact matrix has 300, follows within a factor of two.
+where the third order begins. KFAC, which keeps one number where the exact matrix has eighty, follows within a factor of two.
 """
 
 import matplotlib.pyplot as plt
@@ -28,9 +28,9 @@ images = torch.tensor(digits.data, dtype=torch.float32) / 16  # 1,797 images of 
 targets = torch.tensor(digits.target)
 
 # %%
-# A network of 1,210 parameters, trained as usual.
+# A network of 610 parameters, trained as usual.
 
-model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
+model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for _ in range(100):
     optimizer.zero_grad()

@@ -11,7 +11,7 @@ Which training examples made the model say what it says? Without example i, the 
 decay (Grosse et al. 2023). The claim can be checked: leave the example out, train on, and look.
 
 **What to look for**: predicted and measured changes lie along the diagonal. The most influential digits look like the test
-digit: those of its class would raise its loss if they left, those of the class that it is mistaken for would lower it.
+digit: without those of its class its loss would be higher, without those of other classes lower.
 """
 
 import copy
@@ -115,7 +115,7 @@ plt.show()
 print({kind: round(value, 3) for kind, value in correlations.items()})
 
 # %%
-# EKFAC, which stores 1/60 of the dense matrix, predicts what retraining measures; the diagonal is too coarse for it.
+# EKFAC, which stores a seventieth of the dense matrix, predicts what retraining measures; the diagonal is too coarse for it.
 
 assert correlations["dense"] > 0.9
 assert correlations["ekfac"] > 0.75
