@@ -17,8 +17,8 @@ from nngeo_core import (
 )
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.testing import relative_error
-from nngeo_ntk.contract import contraction, kept_form
-from nngeo_ntk.gradient_rows import GradientRows
+from nngeo_ntk.contract import Kept, contraction, waits_as_gradients
+from nngeo_ntk.gradient_rows import gradient_rows
 
 PAIRINGS, METHODS = get_args(Pairing), (None, *get_args(GramMethod))
 DTYPE = torch.float64
@@ -60,6 +60,11 @@ PAIRS = {
 }
 
 
+def kept(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing) -> Kept:
+    waits = waits_as_gradients(jacobian, method, pairing, jacobian.shape[1])
+    return gradient_rows(jacobian, DTYPE) if waits else jacobian
+
+
 def combined(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
     whole = torch.einsum("cnd,kmd->cnkm", first, second)
     equal = torch.einsum("cncm->cnm", whole) if pairing != "all" else whole
@@ -71,27 +76,49 @@ def combined(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_way_is_the_dense_one(pair: str, method: GramMethod | None, pairing: Pairing) -> None:
     first, second = PAIRS[pair]
-    kept = [kept_form(jacobian, method, pairing, DTYPE) for jacobian in (first, second)]
-    found = contraction(*kept, method, pairing, DTYPE)
-    for rows, columns in ((slice(0, 3), slice(0, 3)), (slice(1, 3), slice(0, 2))):
+    found = contraction(kept(first, method, pairing), kept(second, method, pairing), method, pairing, DTYPE)
+    whole, parts = slice(0, 3), (slice(1, 3), slice(0, 2))
+    for rows, columns in (
+        ((whole, slice(0, 5)), (whole, slice(0, 2))),
+        ((parts[0], slice(2, 4)), (parts[1], slice(1, 2))),
+    ):
         expected = combined(first.to_dense()[rows], second.to_dense()[columns], pairing)
-        total = torch.ones_like(expected)
-        found.add_(total, rows, columns, pairing)
-        assert relative_error(total - 1, expected) <= 1e-12
+        for total in (torch.ones_like(expected), examples_first(torch.ones_like(expected))):
+            found.add_(total, rows, columns, pairing)
+            assert relative_error(total - 1, expected) <= 1e-12
 
 
-def test_many_positions_of_a_small_layer_wait_as_gradients() -> None:
-    assert isinstance(kept_form(kronecker(5, 40), None, "all", DTYPE), GradientRows)
-    assert isinstance(kept_form(kronecker(5, 1), None, "all", DTYPE), KroneckerJacobian)
-    assert isinstance(kept_form(kronecker(5, 1), "gradients", "all", DTYPE), GradientRows)
+def examples_first(tile: Tensor) -> Tensor:
+    """The same with another order in memory, where there are directions."""
+    return (
+        tile.transpose(0, 1).contiguous().transpose(0, 1)
+        if tile.ndim == 3
+        else (tile.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2) if tile.ndim == 4 else tile)
+    )
+
+
+def test_inputs_too_large_for_a_block_are_multiplied_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nngeo_ntk.contract.BLOCK_BYTES", 0)
+    monkeypatch.setattr("nngeo_ntk.contract.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
+    for pair in ("groups", "look-ups"):
+        for pairing in PAIRINGS:
+            test_every_way_is_the_dense_one(pair, "positions", pairing)
+
+
+def test_what_waits_as_gradients() -> None:
+    many, one = kronecker(5, 40), kronecker(5, 1)
+    assert waits_as_gradients(many, None, "all", 5)
+    assert not waits_as_gradients(one, None, "all", 5)
+    assert waits_as_gradients(one, "gradients", "all", 5)
+    assert not waits_as_gradients(many, "positions", "all", 5)
+    assert waits_as_gradients(normalization(5, 3), "positions", "all", 5)
 
 
 @pytest.mark.parametrize("layout", [KroneckerLayout(2, 5, 4, True), KroneckerLayout(1, 5, 4, True, 2)])
 def test_gradients_can_be_put_in_the_order_of_the_parameters(layout: KroneckerLayout) -> None:
     jacobian = KroneckerJacobian(drawn(2, 3, layout.groups, 4), drawn(3, 2, 3, layout.groups, 5), layout)
-    rows = kept_form(jacobian, "gradients", "all", DTYPE)
-    assert isinstance(rows, GradientRows)
-    assert relative_error(rows.in_order().weight, jacobian.to_dense()) <= 1e-12
+    rows = gradient_rows(jacobian, DTYPE)
+    assert relative_error(rows.in_order().rows.transpose(0, 1), jacobian.to_dense()) <= 1e-12
     assert rows.nbytes == jacobian.to_dense().nbytes
 
 
@@ -100,7 +127,7 @@ def test_sums_are_kept_in_the_dtype_that_is_asked_for() -> None:
         drawn(2, 1, 1, 4).bfloat16(), drawn(3, 2, 1, 1, 5).bfloat16(), KroneckerLayout(1, 5, 4, True)
     )
     total = torch.zeros(3, 2, 3, 2)
-    kept = kept_form(half, None, "all", torch.float32)
-    contraction(kept, kept, None, "all", torch.float32).add_(total, slice(0, 3), slice(0, 3), "all")
+    whole = (slice(0, 3), slice(0, 2))
+    contraction(half, half, None, "all", torch.float32).add_(total, whole, whole, "all")
     dense = KroneckerJacobian(half.a.float(), half.g.float(), half.layout).to_dense()
     assert relative_error(total, combined(dense, dense, "all")) <= 1e-6

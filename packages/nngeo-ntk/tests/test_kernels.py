@@ -19,14 +19,11 @@ def test_a_sweep_that_starts_within_an_example_goes_on_there() -> None:
     recorded = Recorded.of(narrow, case.inputs)
     whole = Source(wide, recorded, None, "all")
     for generator in (narrow, wide):  # slices of one direction, and of all of them
-        rest = list(Source(generator, recorded, None, "all").chunks(2, 3))
-        assert (rest[0].examples.start, rest[0].directions.start) == (2, 3)
-        covered = sum(
-            (chunk.examples.stop - chunk.examples.start) * (chunk.directions.stop - chunk.directions.start)
-            for chunk in rest
-        )
+        rest = list(Source(generator, recorded, None, "all").arriving(2, 3))
+        assert (rest[0].first, rest[0].batch.directions.start) == (2, 3)
+        covered = sum(one.batch.n_examples * (one.batch.directions.stop - one.batch.directions.start) for one in rest)
         assert covered == 5 * 5 - 3
-    assert next(iter(whole.chunks())).examples == slice(0, 7)
+    assert next(whole.arriving()).batch.n_examples == 7
 
 
 @pytest.mark.parametrize("others", [None, 2])

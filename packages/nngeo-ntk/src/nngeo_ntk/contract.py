@@ -1,45 +1,50 @@
 """The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
-from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks, comparing_is_cheaper, gram_costs
+from nngeo_core.jacobians.contraction import (
+    BLOCK_BYTES,
+    GramMethod,
+    Pairing,
+    blocks,
+    comparing_is_cheaper,
+    gram_costs,
+)
 from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
-from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_ntk.gradient_rows import GradientRows, gradient_rows
 
-__all__ = ["Contraction", "Kept", "contraction", "kept_form"]
+__all__ = ["Contraction", "Kept", "Place", "contraction", "waits_as_gradients"]
 
 
 Kept: TypeAlias = LayerJacobian | GradientRows
 """A layer's Jacobian as it waits for its partners."""
 
+Place: TypeAlias = tuple[slice, slice]
+"""Which directions, and which examples."""
 
-def kept_form(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype) -> Kept:
-    """The form in which a layer's Jacobian waits for its partners: as it is, or per-example gradients where these are cheaper.
 
-    Costs are counted for the Jacobian with itself: more partners only spread the cost of forming the gradients.
+def waits_as_gradients(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing, examples: int) -> bool:
+    """Whether a layer's Jacobian is to wait for its partners as per-example gradients, and not as it is.
 
     Args:
         jacobian: Shape (c, n, d).
         method: Forces an order where the structure leaves a choice.
         pairing: Which directions meet.
-        dtype: That of sums.
+        examples: How many there are in all, to count the cost of the whole kernel.
     """
     if isinstance(jacobian, KroneckerJacobian):
-        size = (*jacobian.shape[:2], jacobian.positions)
-        chosen = method or _cheapest(gram_costs(size, size, jacobian.layout.outputs, jacobian.layout.inputs, pairing))
-        return jacobian if chosen != "gradients" else gradient_rows(jacobian, dtype)
-    if isinstance(jacobian, IndexJacobian) and method != "gradients":
-        return jacobian
-    return gradient_rows(jacobian, dtype)
+        size = (jacobian.shape[0], examples, jacobian.positions)
+        costs = gram_costs(size, size, jacobian.layout.outputs, jacobian.layout.inputs, pairing)
+        return (method or _cheapest(costs)) == "gradients"
+    return not isinstance(jacobian, IndexJacobian) or method == "gradients"
 
 
 def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
@@ -47,11 +52,11 @@ def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
 
 
 class Contraction(ABC):
-    """J J'^T of one layer, for chosen directions of both."""
+    """J J'^T of one layer, for chosen directions and examples of both."""
 
     @abstractmethod
-    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
-        """Add the contraction of some directions in place: shape (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        """Add the contraction of some rows and columns in place: (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
 
 
 def contraction(
@@ -71,7 +76,7 @@ def contraction(
         costs = gram_costs(rows, columns, first.layout.outputs, first.layout.inputs, pairing)
         chosen = method or _cheapest(costs)
         if chosen == "positions":
-            return _from_inputs(first, second, dtype)
+            return _Positions.of_inputs(first, second, dtype)
         if chosen == "products":
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
@@ -79,49 +84,79 @@ def contraction(
     left, right = (x if isinstance(x, GradientRows) else gradient_rows(x, dtype) for x in (first, second))
     if left.layout != right.layout:
         left, right = left.in_order(), right.in_order()
-    return _Gradients(left.parts, right.parts)
+    return _Gradients(left.rows, right.rows)
 
 
 class _Gradients(Contraction):
-    """Per-example gradients of both sides in pieces, shapes (c, n, d_k) and (k, m, d_k)."""
+    """Per-example gradients of both sides, shapes (n, c, d) and (m, k, d)."""
 
-    def __init__(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
-        self.pieces = tuple(zip(first, second, strict=True))
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
 
-    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
-        for first, second in self.pieces:
-            self._add_piece(total, first[rows], second[columns], pairing)
-
-    def _add_piece(self, total: Tensor, first: Tensor, second: Tensor, pairing: Pairing) -> None:
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        (some, examples), (others, partners) = rows, columns
+        first, second = self.first[examples, some], self.second[partners, others]
         if pairing == "all":
             _add_all_products(total, first, second)
             return
-        for place, (one, other) in enumerate(zip(first, second, strict=True)):
-            (total if pairing == "summed" else total[place]).addmm_(one, other.T)
+        for k in range(first.shape[1]):
+            (total if pairing == "summed" else total[k]).addmm_(first[:, k], second[:, k].T)
 
 
 def _add_all_products(total: Tensor, first: Tensor, second: Tensor) -> None:
-    """Add all products of rows (c, n, d) and (k, m, d) to a tensor (c, n, k, m), without a copy of either."""
-    (c, n, d), (k, m, _) = first.shape, second.shape
-    if first.is_contiguous() and second.is_contiguous():
-        total.view(c * n, k * m).addmm_(first.view(c * n, d), second.view(k * m, d).T)
-    elif first.transpose(0, 1).is_contiguous() and second.transpose(0, 1).is_contiguous():
-        products = first.transpose(0, 1).reshape(n * c, d) @ second.transpose(0, 1).reshape(m * k, d).T
-        total += products.view(n, c, m, k).permute(1, 0, 3, 2)
-    else:  # some directions alone, of rows with the examples first
-        for one, out in zip(first, total, strict=True):
-            for place, other in enumerate(second):
-                out[:, place].addmm_(one, other.T)
+    """Add all products of rows (n, c, d) and (m, k, d) to a tensor (c, n, k, m), in place where its examples lie first."""
+    (n, c, _), (m, k, _) = first.shape, second.shape
+    left, right = first.flatten(0, 1), second.flatten(0, 1)
+    examples_first = total.permute(1, 0, 3, 2)
+    if examples_first.is_contiguous():
+        examples_first.view(n * c, m * k).addmm_(left, right.T)
+    else:
+        examples_first += (left @ right.T).view(n, c, m, k)
 
 
 class _Positions(Contraction):
-    """The Gram matrix of the inputs (q, n, s, m, t), formed once, and that of the output gradients."""
+    """The Gram matrix of the inputs (q, n, s, m, t), formed once where it fits a block, and that of the output gradients."""
 
-    def __init__(self, inputs: Tensor, g: Tensor, other: Tensor) -> None:
-        self.inputs, self.g, self.other = inputs, g, other
+    def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
+        """Take a function of some examples on both sides, the bytes of the whole, and both sides' gradients."""
+        n, m = g.shape[1], other.shape[1]
+        self.g, self.other, self.inputs = g, other, inputs
+        self.pair_bytes = size // max(1, n * m)
+        self.whole = inputs(slice(0, n), slice(0, m)) if size <= BLOCK_BYTES else None
 
-    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
-        add_gram_of_positions_(total, self.inputs, self.g[rows], self.other[columns], pairing)
+    @classmethod
+    def of_inputs(cls, first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype) -> "_Positions":
+        """The products of inputs, and 1 with a bias."""
+        one, other, has_bias = first.a.to(dtype), second.a.to(dtype), first.layout.has_bias
+
+        def inputs(rows: slice, columns: slice) -> Tensor:
+            left, right = (x.flatten(0, 1).movedim(1, 0) for x in (one[rows], other[columns]))  # (q, n s, A)
+            products = left @ right.mT
+            if has_bias:
+                products += 1
+            return products.view(len(products), len(one[rows]), first.positions, len(other[columns]), second.positions)
+
+        positions = [x.shape[0] * x.shape[1] for x in (one, other)]
+        size = one.shape[2] * positions[0] * positions[1] * dtype.itemsize
+        return cls(inputs, size, first.g.to(dtype), second.g.to(dtype))
+
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        (some, examples), (others, partners) = rows, columns
+        g, other = self.g[some, examples], self.other[others, partners]
+        if self.whole is not None:
+            add_gram_of_positions_(total, self.whole[:, examples, :, partners], g, other, pairing)
+            return
+        m = partners.stop - partners.start
+        for row in blocks(g.shape[1], self.pair_bytes * m):
+            for column in blocks(m, self.pair_bytes * (row.stop - row.start)):
+                inputs = self.inputs(_within(examples, row), _within(partners, column))
+                place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
+                part = total[place.get(pairing, (row, column))]
+                add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
+
+
+def _within(examples: slice, some: slice) -> slice:
+    return slice(examples.start + some.start, examples.start + some.stop)
 
 
 class _Products(Contraction):
@@ -131,36 +166,26 @@ class _Products(Contraction):
         self.rows, self.layout = rows, columns.layout
         self.a, self.g = columns.a.to(dtype), columns.g.to(dtype)
 
-    def add_(self, total: Tensor, rows: slice, columns: slice, pairing: Pairing) -> None:
-        vectors, g = self.rows[rows], self.g[columns]
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        vectors, g, a = self.rows[rows], self.g[columns], self.a[columns[1]]
         if pairing == "all":
-            self._push(total, vectors, g)
+            self._push(total, vectors, a, g)
             return
         for place, (vector, one) in enumerate(zip(vectors, g, strict=True)):
             out = total if pairing == "summed" else total[place]
-            self._push(out[None, :, None], vector.unsqueeze(0), one.unsqueeze(0))
+            self._push(out[None, :, None], vector.unsqueeze(0), a, one.unsqueeze(0))
 
-    def _push(self, total: Tensor, vectors: Tensor, g: Tensor) -> None:
+    def _push(self, total: Tensor, vectors: Tensor, a: Tensor, g: Tensor) -> None:
         """Add the products of vectors (c, n, d) and of the columns' directions g (k, m, t, q, G) to (c, n, k, m)."""
         _, m, t, q, width = g.shape
         for one, out in zip(vectors, total, strict=True):
             for some in blocks(len(one), m * t * q * width * g.element_size()):
                 weight, bias = self.layout.unpack(one[some])
                 # n, m examples; t position; q group; a input; g output; k direction
-                response = torch.einsum("nqga,mtqa->nmtqg", weight, self.a)
+                response = torch.einsum("nqga,mtqa->nmtqg", weight, a)
                 if bias is not None:
                     response += bias[:, None, None]
                 out[some] += torch.einsum("nmtqg,kmtqg->nkm", response, g)
-
-
-def _from_inputs(first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype) -> _Positions:
-    layout: KroneckerLayout = first.layout
-    left, right = (x.a.to(dtype).flatten(0, 1).movedim(1, 0) for x in (first, second))  # (q, n s, A)
-    inputs = left @ right.mT
-    if layout.has_bias:
-        inputs += 1
-    sizes = (len(inputs), first.shape[1], first.positions, second.shape[1], second.positions)
-    return _Positions(inputs.view(sizes), first.g.to(dtype), second.g.to(dtype))
 
 
 def _of_lookups(
@@ -174,11 +199,16 @@ def _of_lookups(
     compared = method == "positions" or (
         method is None and comparing_is_cheaper(rows, columns, first.g.shape[3], len(common), pairing)
     )
-    if compared:
-        same = (index[:, :, None, None] == other[None, None]) & (index >= 0)[:, :, None, None]
-        return _Positions(same.unsqueeze(0).to(dtype), *(x.g.unsqueeze(3).to(dtype) for x in (first, second)))
-    left, right = (_in_vocabulary(x, common).to_dense().to(dtype) for x in (first, second))
-    return _Gradients((left,), (right,))
+    if not compared:
+        left, right = (_in_vocabulary(x, common) for x in (first, second))
+        return _Gradients(gradient_rows(left, dtype).rows, gradient_rows(right, dtype).rows)
+
+    def same(some: slice, others: slice) -> Tensor:
+        mine, theirs = index[some, :, None, None], other[None, None, others]
+        return ((mine == theirs) & (mine >= 0)).unsqueeze(0).to(dtype)
+
+    g, other_g = (x.g.unsqueeze(3).to(dtype) for x in (first, second))
+    return _Positions(same, index.numel() * other.numel() * dtype.itemsize, g, other_g)
 
 
 def _in_vocabulary(jacobian: IndexJacobian, common: Tensor) -> IndexJacobian:

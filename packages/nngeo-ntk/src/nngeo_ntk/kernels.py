@@ -10,12 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nngeo_core.errors import ShapeError
-from nngeo_core.jacobians.contraction import BLOCK_BYTES, GramMethod, Pairing, blocks
+from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
-from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Chunk, Source, pairs
-from nngeo_ntk.contract import contraction
+from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Source, pairs
+from nngeo_ntk.contract import Place
 from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
+from nngeo_ntk.shelf import Chunk
+from nngeo_ntk.tiles import tiles
 
 __all__ = ["Buffer", "METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
 
@@ -23,9 +25,6 @@ Buffer: TypeAlias = Tensor | numpy.ndarray[Any, Any]
 """Where a kernel may be written: a tensor, or an array such as a numpy memory map."""
 
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
-
-ROWS = 128
-"""Rows of a tile at least: fewer make its products less efficient, more compute more of both symmetric halves."""
 
 MIRRORED = 64
 """Columns of a mirrored tile that are copied together."""
@@ -86,11 +85,10 @@ def squared_norm(generator: Generator, examples: Any, others: Any = None) -> Ten
     layers, total = tuple(generator.layer_collection), torch.zeros((), device=generator.device)
     with undisturbed(generator.model, generator.device), torch.no_grad():
         for first, second in pairs(rows, columns, generator.memory_budget or DEFAULT_MEMORY_BUDGET):
-            for _, _, tile in _tiles(first, second, layers, rows):
-                once = len(tile) if first is second and columns is None else 0
-                squares = torch.linalg.vector_norm(tile[:, :, :once]).square()
-                rest = torch.linalg.vector_norm(tile[:, :, once:]).square()
-                total = total + squares + (2 - (columns is not None)) * rest
+            for tile in tiles(first, second, layers, None, "all"):
+                total = total + (2 - (columns is not None)) * torch.linalg.vector_norm(tile.values).square()
+                if tile.own is not None:
+                    total = total - torch.linalg.vector_norm(_own_part(tile.values, tile.own)).square()
     return total
 
 
@@ -127,8 +125,13 @@ def _sources(
 ) -> tuple[Source, Source | None]:
     if method is not None and method not in METHODS:
         raise ValueError(f"method is None (the cheapest) or one of {', '.join(map(repr, METHODS))}; got {method!r}")
-    rows = Source(generator, Recorded.of(generator, examples), method, pairing)
-    return rows, None if others is None else Source(generator, Recorded.of(generator, others), method, pairing)
+    first = Recorded.of(generator, examples)
+    if others is None:
+        return Source(generator, first, method, pairing), None
+    second = Recorded.of(generator, others)
+    return Source(generator, first, method, pairing, len(second)), Source(
+        generator, second, method, pairing, len(first)
+    )
 
 
 def _shape(c: int, n: int, m: int, pairing: Pairing) -> tuple[int, ...]:
@@ -165,61 +168,34 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         ) from error
 
 
-def _tiles(
-    first: Chunk, second: Chunk, layers: tuple[str, ...], source: Source
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The tiles of a pair of chunks, with the global directions of their rows and columns; of equal ones, all in one.
-
-    Where a chunk meets itself, rows meet columns of their own and later directions alone.
-    """
-    shared = [name for name in layers if name in first.layers and name in second.layers]
-    meeting = [
-        contraction(first.layers[k], second.layers[k], source.method, source.pairing, first.dtype) for k in shared
-    ]
-    n, m = (chunk.examples.stop - chunk.examples.start for chunk in (first, second))
-    for rows, columns in _direction_blocks(first, second, n, m, source.pairing):
-        c, k = rows.stop - rows.start, columns.stop - columns.start
-        shape = {"all": (c, n, k, m), "equal": (c, n, m), "summed": (n, m)}[source.pairing]
-        tile = torch.zeros(shape, dtype=first.dtype, device=first.device)
-        for one in meeting:
-            one.add_(tile, _within(rows, first), _within(columns, second), source.pairing)
-        yield rows, columns, tile
-
-
-def _direction_blocks(first: Chunk, second: Chunk, n: int, m: int, pairing: Pairing) -> Iterator[tuple[slice, slice]]:
-    rows, columns = first.directions, second.directions
-    if pairing != "all":
-        common = slice(max(rows.start, columns.start), min(rows.stop, columns.stop))
-        if common.start < common.stop:
-            yield common, common
-        return
-    row_bytes = n * (columns.stop - columns.start) * m * first.dtype.itemsize
-    most = max(1, min(BLOCK_BYTES // max(1, row_bytes), -(-ROWS // n)))
-    for some in blocks(rows.stop - rows.start, 1, most):
-        block = slice(rows.start + some.start, rows.start + some.stop)
-        yield block, slice(block.start, columns.stop) if first is second else columns
-
-
-def _within(directions: slice, chunk: Chunk) -> slice:
-    return slice(directions.start - chunk.directions.start, directions.stop - chunk.directions.start)
-
-
 def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], source: Source, symmetric: bool) -> None:
     """Put the tiles of a pair of chunks in their places, and their mirror images in theirs."""
-    first, second = pair
-    n, m = first.examples, second.examples
-    for rows, columns, tile in _tiles(first, second, layers, source):
-        if first is second and symmetric:
-            _symmetrize_(tile)
+    for tile in tiles(*pair, layers, source.method, source.pairing):
+        (some, n), (others, m) = (
+            tuple(_shifted(*parts) for parts in zip(place, (chunk.directions, chunk.examples), strict=True))
+            for place, chunk in zip((tile.rows, tile.columns), pair, strict=True)
+        )
+        values = tile.values
+        if symmetric and tile.own is not None:
+            _symmetrize_(values, tile.own)
         if out.ndim == 2:  # summed over directions, which may come in several tiles
-            out[n, m] += tile.to(out.device)
-            if symmetric and first is not second:
-                out[m, n] += tile.T.to(out.device)
+            out[n, m] += values.to(out.device)
+            later = 0 if tile.own is None else tile.own[1].stop
+            if symmetric:
+                out[slice(m.start + later, m.stop), n] += values[:, later:].T.to(out.device)
             continue
-        mirrored = ((columns, m, rows, n), (2, 3, 0, 1)) if out.ndim == 4 else ((rows, m, n), (0, 2, 1))
+        place, mirror, order = (
+            ((some, n, others, m), (others, m, some, n), (2, 3, 0, 1))
+            if out.ndim == 4
+            else ((some, n, m), (some, m, n), (0, 2, 1))
+        )
         if symmetric:
-            _copy_mirrored(out[mirrored[0]], tile.permute(mirrored[1]).to(out.device))
-        out[(rows, n, columns, m) if out.ndim == 4 else (rows, n, m)] = tile.to(out.device)
+            _copy_mirrored(out[mirror], values.permute(order).to(out.device))
+        out[place] = values.to(out.device)
+
+
+def _shifted(some: slice, whole: slice) -> slice:
+    return slice(whole.start + some.start, whole.start + some.stop)
 
 
 def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:
@@ -228,10 +204,14 @@ def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:
         place[..., strip] = mirrored[..., strip]
 
 
-def _symmetrize_(tile: Tensor) -> None:
+def _own_part(values: Tensor, own: Place) -> Tensor:
+    return values[:, :, own[0], own[1]] if values.ndim == 4 else values[..., own[1]]
+
+
+def _symmetrize_(values: Tensor, own: Place) -> None:
     """Make the part of a tile that holds both halves exactly symmetric."""
-    own = tile[:, :, : len(tile)] if tile.ndim == 4 else tile
-    own.copy_((own + (own.permute(2, 3, 0, 1) if tile.ndim == 4 else own.mT)) / 2)
+    square = _own_part(values, own)
+    square.copy_((square + (square.permute(2, 3, 0, 1) if values.ndim == 4 else square.mT)).mul_(0.5))
 
 
 def _shown(

@@ -30,8 +30,7 @@ def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tens
 def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
     (c, n, s, w), (k, m, t, _) = g.shape, other.shape
     if s == t == 1:
-        products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
-        total.addcmul_(products, inputs.view(n, 1, m))
+        _add_of_one_position(total, inputs[:, 0, :, 0], g[:, :, 0], other[:, :, 0])
         return
     in_sequence = (t + c) * k * w < c * k * t * (w + 1)
     each = (k * m * w if in_sequence else c * k * m * t) * s * g.element_size()
@@ -39,6 +38,18 @@ def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
         for columns in blocks(m, max(1, each // max(1, m)) * (rows.stop - rows.start)):
             parts = inputs[rows, :, columns], g[:, rows], other[:, columns]
             total[:, rows, :, columns] += _in_sequence(*parts) if in_sequence else _entry_by_entry(*parts)
+
+
+def _add_of_one_position(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    """One product of output gradients (c, n, w) and (k, m, w), times the inputs' (n, m), in the order of the total's memory."""
+    (c, n, w), (k, m, _) = g.shape, other.shape
+    if total.is_contiguous():
+        products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
+        total.addcmul_(products, inputs.unsqueeze(1))
+        return
+    left, right = (x.transpose(0, 1).reshape(-1, w) for x in (g, other))
+    products = (left @ right.T).view(n, c, m, k)
+    total.permute(1, 0, 3, 2).addcmul_(products, inputs[:, None, :, None].expand(n, 1, m, k).contiguous())
 
 
 def _in_sequence(inputs: Tensor, g: Tensor, other: Tensor) -> Tensor:
@@ -51,7 +62,7 @@ def _entry_by_entry(inputs: Tensor, g: Tensor, other: Tensor) -> Tensor:
     """Both Gram matrices of positions, multiplied entry by entry: (c, n, k, m)."""
     (c, n, s, w), (k, m, t, _) = g.shape, other.shape
     products = (g.reshape(-1, w) @ other.reshape(-1, w).T).view(c, n, s, k, m, t)
-    return products.mul_(inputs.view(n, s, 1, m, t)).sum((2, 5))
+    return products.mul_(inputs.unsqueeze(2)).sum((2, 5))
 
 
 def _add_equal(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
