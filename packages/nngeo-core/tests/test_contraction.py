@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nngeo_core.jacobians.contraction import BLOCK_BYTES, blocks, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.contraction import BLOCK_BYTES, blocks, gram_costs, grams_are_cheaper, outputs_come_first
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.testing.jacobian_contract import CONTRACTIONS
@@ -43,7 +43,7 @@ def test_blocks_stay_under_the_size_of_temporaries() -> None:
 @pytest.mark.parametrize("chosen", [True, False])
 def test_gram_agrees_in_both_orders(chosen: bool) -> None:
     """Few positions of a large layer go by Gram matrices of positions, many positions of a small one by gradients."""
-    c, n, s, outputs, inputs = (2, 3, 2, 9, 8) if chosen else (2, 3, 40, 2, 3)
+    c, n, s, outputs, inputs = (2, 3, 2, 60, 50) if chosen else (2, 3, 40, 2, 3)
     rows, columns = kronecker(c, n, s, 2, outputs, inputs), kronecker(3, 2, s, 2, outputs, inputs, seed=1)
     assert grams_are_cheaper((c, n, s), (3, 2, s), outputs, inputs) is chosen
     CONTRACTIONS["gram"](rows, columns)
@@ -69,6 +69,14 @@ def test_counts_are_those_of_the_multiplications() -> None:
     """One position: c n k m (G + A / (c k)) against (c n + k m) G A + c n k m G A; large layers go by positions."""
     assert grams_are_cheaper((10, 50, 1), (10, 50, 1), 100, 100)
     assert not grams_are_cheaper((1, 5, 900), (1, 5, 900), 4, 9)
+
+
+def test_many_small_products_count_what_they_write() -> None:
+    """A transformer's narrow layer on 17 positions: fewer multiplications in sequence, and yet gradients are faster."""
+    size = (10, 64, 17)
+    narrow, wide = (gram_costs(size, size, width, width) for width in (64, 768))
+    assert min(narrow, key=narrow.__getitem__) == "gradients"
+    assert min(wide, key=wide.__getitem__) == "positions"
 
 
 def test_large_layers_are_contracted_in_blocks_of_examples() -> None:

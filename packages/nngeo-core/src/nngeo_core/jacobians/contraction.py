@@ -1,4 +1,4 @@
-"""Which order of contraction to take: multiplications and bytes counted, in one place.
+"""Which order of contraction to take: multiplications and memory traffic counted, in one place.
 
 A Kronecker Jacobian J[c, n] = sum_s g[c, n, s] (x) a[n, s] can be contracted with itself in several orders. The counts below
 are multiplications per group; the class that holds the tensors asks here and does what it is told.
@@ -11,6 +11,7 @@ __all__ = [
     "BLOCK_BYTES",
     "GramMethod",
     "Pairing",
+    "TOUCH",
     "blocks",
     "comparing_is_cheaper",
     "gram_costs",
@@ -26,6 +27,10 @@ Pairing: TypeAlias = Literal["all", "equal", "summed"]
 
 BLOCK_BYTES = 12 * 2**20
 """Size of the temporaries that a contraction forms at once: larger ones cost more in page faults than in arithmetic."""
+
+
+TOUCH = 16
+"""Multiplications of a large matrix product that take as long as writing or reading one number: measured, 10 to 30."""
 
 
 def blocks(count: int, bytes_each: int, limit: int = BLOCK_BYTES) -> Iterator[slice]:
@@ -49,12 +54,15 @@ def gram_costs(
     inputs: int,
     pairing: Pairing = "all",
 ) -> dict[GramMethod, int]:
-    """Multiplications of each order in which J J'^T can be contracted (Novak, Sohl-Dickstein & Schoenholz 2022).
+    """Cost of each order in which J J'^T can be contracted (Novak, Sohl-Dickstein & Schoenholz 2022), in multiplications.
 
     `"positions"`: one product of all inputs, one of all output gradients, and their product entry by entry, summed over
     pairs of positions; or, where that is less, the inputs' Gram matrix times one side's gradients, then the other's.
     `"gradients"`: form the per-example gradients of both sides, then multiply them. `"products"`: form those of the rows,
     and push each of them through the columns' layer, which is a Jacobian-vector product.
+
+    Entries that an order writes and reads again between products count as `TOUCH` multiplications each time: the many small
+    products of "positions" save arithmetic and spend it on memory.
 
     Args:
         rows: (c, n, s) of J.
@@ -65,20 +73,23 @@ def gram_costs(
 
     Example:
         >>> gram_costs((10, 50, 1), (10, 50, 1), 100, 100)["positions"]
-        25250000
+        37250000
     """
     (c, n, s), (k, m, t) = rows, columns
     meeting = c * k if pairing == "all" else c
-    entries = meeting * n * s * m * t
-    pairs, several = meeting * n * m, s * t > 1
-    entry_by_entry = entries * outputs + several * (n * s * m * t if pairing == "summed" else entries)
-    if pairing == "all" and several:
-        entry_by_entry = min(entry_by_entry, (n * s * m * t * k + pairs * s) * outputs)
+    pairs, positions, several = meeting * n * m, n * s * m * t, s * t > 1
     weights = outputs * inputs
+    both = meeting * positions * (outputs + 3 * TOUCH)
+    if pairing == "summed":
+        both = meeting * positions * outputs + 3 * TOUCH * positions
+    if pairing == "all" and several:
+        both = min(both, (positions * k + pairs * s) * outputs + 4 * TOUCH * n * s * k * m * outputs)
     return {
-        "positions": n * s * m * t * inputs + entry_by_entry,
-        "gradients": (c * n * s + k * m * t) * weights + pairs * weights,
-        "products": c * n * s * weights + (c * n * m * t * weights + pairs * t * outputs),
+        "positions": positions * (inputs + several * TOUCH) + both,
+        "gradients": (c * n * s + k * m * t) * weights + 2 * TOUCH * (c * n + k * m) * weights + pairs * weights,
+        "products": c * n * (s + TOUCH) * weights
+        + c * n * m * t * (weights + 2 * TOUCH * outputs)
+        + pairs * t * outputs,
     }
 
 
@@ -95,7 +106,7 @@ def comparing_is_cheaper(
         pairing: Which directions meet.
     """
     (c, n, _), (k, m, _) = rows, columns
-    gradients = (c * k if pairing == "all" else c) * n * m * vocabulary * outputs
+    gradients = ((c * k if pairing == "all" else c) * n * m + 2 * TOUCH * (c * n + k * m)) * vocabulary * outputs
     return gram_costs(rows, columns, outputs, 1, pairing)["positions"] <= gradients
 
 
