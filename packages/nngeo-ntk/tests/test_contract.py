@@ -56,6 +56,7 @@ PAIRS = {
     "many-look-ups": (lookup(5, 60), lookup(2, 60)),
     "normalization": (normalization(5, 3), normalization(2, 3)),
     "tied": (tied(5, 3), tied(2, 2)),
+    "tied-few-positions": (tied(5, 1), tied(2, 1)),
     "dense-and-structured": (DenseJacobian(drawn(3, 5, 25)), kronecker(2, 2)),
 }
 
@@ -100,7 +101,8 @@ def examples_first(tile: Tensor) -> Tensor:
 def test_inputs_too_large_for_a_block_are_multiplied_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nngeo_ntk.contract.BLOCK_BYTES", 0)
     monkeypatch.setattr("nngeo_ntk.contract.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
-    for pair in ("groups", "look-ups"):
+    monkeypatch.setattr("nngeo_ntk.tied.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
+    for pair in ("groups", "look-ups", "tied"):
         for pairing in PAIRINGS:
             test_every_way_is_the_dense_one(pair, "positions", pairing)
 
@@ -112,6 +114,16 @@ def test_what_waits_as_gradients() -> None:
     assert waits_as_gradients(one, "gradients", "all", 5)
     assert not waits_as_gradients(many, "positions", "all", 5)
     assert waits_as_gradients(normalization(5, 3), "positions", "all", 5)
+    assert waits_as_gradients(tied(5, 3), None, "all", 5)
+    assert not waits_as_gradients(tied(5, 3), "positions", "all", 5)
+    index, g, a, other = (
+        torch.zeros(2, 1, dtype=torch.int64),
+        drawn(1, 2, 1, 64),
+        drawn(2, 1, 1, 64),
+        drawn(1, 2, 1, 1, 999),
+    )
+    head = KroneckerJacobian(a, other, KroneckerLayout(1, 999, 64, False))
+    assert not waits_as_gradients(SumJacobian((IndexJacobian(index, g, 999), head)), None, "all", 2)
 
 
 @pytest.mark.parametrize("layout", [KroneckerLayout(2, 5, 4, True), KroneckerLayout(1, 5, 4, True, 2)])

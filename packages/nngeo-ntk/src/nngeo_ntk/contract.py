@@ -1,7 +1,6 @@
 """The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -19,16 +18,16 @@ from nngeo_core.jacobians.contraction import (
 from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.sum import SumJacobian
 from nngeo_ntk.gradient_rows import GradientRows, gradient_rows
+from nngeo_ntk.place import Contraction, Place, within
+from nngeo_ntk.tied import LookupsWithProducts, parts_are_cheaper, structured_parts
 
-__all__ = ["Contraction", "Kept", "Place", "contraction", "waits_as_gradients"]
+__all__ = ["Kept", "contraction", "waits_as_gradients"]
 
 
 Kept: TypeAlias = LayerJacobian | GradientRows
 """A layer's Jacobian as it waits for its partners."""
-
-Place: TypeAlias = tuple[slice, slice]
-"""Which directions, and which examples."""
 
 
 def waits_as_gradients(jacobian: LayerJacobian, method: GramMethod | None, pairing: Pairing, examples: int) -> bool:
@@ -44,19 +43,14 @@ def waits_as_gradients(jacobian: LayerJacobian, method: GramMethod | None, pairi
         size = (jacobian.shape[0], examples, jacobian.positions)
         costs = gram_costs(size, size, jacobian.layout.outputs, jacobian.layout.inputs, pairing)
         return (method or _cheapest(costs)) == "gradients"
+    parts = structured_parts(jacobian)
+    if parts:
+        return method == "gradients" or (method is None and not parts_are_cheaper(parts, pairing, examples))
     return not isinstance(jacobian, IndexJacobian) or method == "gradients"
 
 
 def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
     return min(costs, key=costs.__getitem__)
-
-
-class Contraction(ABC):
-    """J J'^T of one layer, for chosen directions and examples of both."""
-
-    @abstractmethod
-    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        """Add the contraction of some rows and columns in place: (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
 
 
 def contraction(
@@ -81,10 +75,36 @@ def contraction(
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
         return _of_lookups(first, second, method, pairing, dtype)
+    if isinstance(first, SumJacobian) and isinstance(second, SumJacobian):
+        mine, theirs = structured_parts(first), structured_parts(second)
+        if mine and theirs:
+            return _Parts([_part(one, other, method, pairing, dtype) for one in mine for other in theirs])
     left, right = (x if isinstance(x, GradientRows) else gradient_rows(x, dtype) for x in (first, second))
     if left.layout != right.layout:
         left, right = left.in_order(), right.in_order()
     return _Gradients(left.rows, right.rows)
+
+
+def _part(
+    first: LayerJacobian, second: LayerJacobian, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
+) -> Contraction:
+    """Two parts of what a tied weight does."""
+    if isinstance(first, IndexJacobian) and isinstance(second, KroneckerJacobian):
+        return LookupsWithProducts(first, second, dtype)
+    if isinstance(first, KroneckerJacobian) and isinstance(second, IndexJacobian):
+        return LookupsWithProducts(second, first, dtype, turned=True)
+    return contraction(first, second, method, pairing, dtype)
+
+
+class _Parts(Contraction):
+    """The sum over all pairs of parts."""
+
+    def __init__(self, parts: Sequence[Contraction]) -> None:
+        self.parts = parts
+
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        for part in self.parts:
+            part.add_(total, rows, columns, pairing)
 
 
 class _Gradients(Contraction):
@@ -149,14 +169,10 @@ class _Positions(Contraction):
         m = partners.stop - partners.start
         for row in blocks(g.shape[1], self.pair_bytes * m):
             for column in blocks(m, self.pair_bytes * (row.stop - row.start)):
-                inputs = self.inputs(_within(examples, row), _within(partners, column))
+                inputs = self.inputs(within(examples, row), within(partners, column))
                 place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
                 part = total[place.get(pairing, (row, column))]
                 add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
-
-
-def _within(examples: slice, some: slice) -> slice:
-    return slice(examples.start + some.start, examples.start + some.stop)
 
 
 class _Products(Contraction):

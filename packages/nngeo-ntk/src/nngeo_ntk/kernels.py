@@ -14,7 +14,7 @@ from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Source, pairs
-from nngeo_ntk.contract import Place
+from nngeo_ntk.place import Place, within
 from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 from nngeo_ntk.shelf import Chunk
 from nngeo_ntk.tiles import tiles
@@ -172,7 +172,7 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
     """Put the tiles of a pair of chunks in their places, and their mirror images in theirs."""
     for tile in tiles(*pair, layers, source.method, source.pairing):
         (some, n), (others, m) = (
-            tuple(_shifted(*parts) for parts in zip(place, (chunk.directions, chunk.examples), strict=True))
+            (within(chunk.directions, place[0]), within(chunk.examples, place[1]))
             for place, chunk in zip((tile.rows, tile.columns), pair, strict=True)
         )
         values = tile.values
@@ -192,10 +192,6 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
         if symmetric:
             _copy_mirrored(out[mirror], values.permute(order).to(out.device))
         out[place] = values.to(out.device)
-
-
-def _shifted(some: slice, whole: slice) -> slice:
-    return slice(whole.start + some.start, whole.start + some.stop)
 
 
 def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:

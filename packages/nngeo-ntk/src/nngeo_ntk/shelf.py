@@ -10,8 +10,10 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_core.jacobians.sum import SumJacobian
 from nngeo_ntk.contract import Kept, waits_as_gradients
 from nngeo_ntk.gradient_rows import GradientRows, gradient_rows
+from nngeo_ntk.tied import structured_parts
 
 __all__ = ["Arrived", "Chunk", "Shelf"]
 
@@ -61,7 +63,7 @@ class Arrived:
         """Bytes that they will take."""
         width = self.batch.dtype.itemsize
         return sum(
-            torch.Size(layer.shape).numel() * width if self.as_gradients[name] else layer.nbytes
+            torch.Size(layer.shape).numel() * width if self.as_gradients[name] else _nbytes(layer)
             for name, layer in self.batch.layers.items()
         )
 
@@ -76,7 +78,13 @@ class Arrived:
         return layers, directions, self.batch.dtype
 
 
+def _nbytes(layer: LayerJacobian) -> int:
+    return sum(part.nbytes for part in (structured_parts(layer) or (layer,)))
+
+
 def _kind(layer: LayerJacobian, as_gradients: bool) -> tuple[Hashable, ...]:
+    if isinstance(layer, SumJacobian) and not as_gradients:
+        return tuple(_kind(part, as_gradients) for part in layer.parts)
     if isinstance(layer, KroneckerJacobian):
         return (layer.layout,) if as_gradients else (layer.layout, layer.positions)
     return (type(layer), layer.index.shape[1]) if isinstance(layer, IndexJacobian) and not as_gradients else ()
@@ -135,6 +143,9 @@ def _side_by_side(parts: list[LayerJacobian]) -> LayerJacobian:
     first = parts[0]
     if len(parts) == 1:
         return first
+    if isinstance(first, SumJacobian):
+        sums = [part.parts for part in parts if isinstance(part, SumJacobian)]
+        return SumJacobian(tuple(_side_by_side(list(some)) for some in zip(*sums, strict=True)))
     if isinstance(first, IndexJacobian):
         tables = [part for part in parts if isinstance(part, IndexJacobian)]
         index, g = torch.cat([part.index for part in tables]), torch.cat([part.g for part in tables], 1)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
-from nngeo_ntk.contract import Place, contraction
-from nngeo_ntk.gradient_rows import GradientRows
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_ntk.contract import Kept, contraction
+from nngeo_ntk.place import Place
 from nngeo_ntk.shelf import Chunk
 
 __all__ = ["Tile", "tiles"]
@@ -53,13 +54,18 @@ def tiles(
     shared = [name for name in layers if name in first.layers and name in second.layers]
     kept = [(first.layers[name], second.layers[name]) for name in shared]
     meeting = [contraction(*pair, method, pairing, first.dtype) for pair in kept]
-    by_directions = pairing == "all" and not any(isinstance(side, GradientRows) for pair in kept for side in pair)
+    by_directions = pairing == "all" and all(_has_one_position(side) for pair in kept for side in pair)
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
         values = _zeros(rows, columns, pairing, by_directions, first)
         for one in meeting:
             one.add_(values, rows, columns, pairing)
         yield Tile(rows, columns, values, _own(rows, columns) if first is second else None)
+
+
+def _has_one_position(kept: Kept) -> bool:
+    """Whether its gradients lie with the directions first, and its inputs meet those of other examples once for all of them."""
+    return isinstance(kept, KroneckerJacobian) and kept.positions == 1
 
 
 def _zeros(rows: Place, columns: Place, pairing: Pairing, by_directions: bool, chunk: Chunk) -> Tensor:
