@@ -126,7 +126,7 @@ WORKLOADS = [
     Workload("MLP-100", lambda: classes(100), (*MATRIX_FREE, *BUILDS)),
     Workload("convnet", images, (*MATRIX_FREE, *BUILDS, "gram", *SOLVES)),
     Workload("ResNet", resnet, (*MATRIX_FREE, "diag", "quasidiag", "kfac", "ekfac", "gram")),
-    Workload("GPT-2", gpt2, (*MATRIX_FREE, "diag", "quasidiag", "kfac", "ekfac")),
+    Workload("GPT-2", gpt2, (*MATRIX_FREE, "diag", "quasidiag", "kfac", "ekfac", "gram")),
     Workload("ViT", vit, (*MATRIX_FREE, "diag", "quasidiag", "kfac", "ekfac", "gram")),
     Workload("small MLP", small_mlp, DENSE),
     Workload("small convnet", small_images, DENSE),
