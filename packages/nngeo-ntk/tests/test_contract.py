@@ -77,15 +77,16 @@ def combined(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_way_is_the_dense_one(pair: str, method: GramMethod | None, pairing: Pairing) -> None:
     first, second = PAIRS[pair]
-    found = contraction(kept(first, method, pairing), kept(second, method, pairing), method, pairing, DTYPE)
+    sides = kept(first, method, pairing), kept(second, method, pairing)
     whole, parts = slice(0, 3), (slice(1, 3), slice(0, 2))
     for rows, columns in (
         ((whole, slice(0, 5)), (whole, slice(0, 2))),
         ((parts[0], slice(2, 4)), (parts[1], slice(1, 2))),
     ):
         expected = combined(first.to_dense()[rows], second.to_dense()[columns], pairing)
-        for total in (torch.ones_like(expected), examples_first(torch.ones_like(expected))):
-            found.add_(total, rows, columns, pairing)
+        for turned in (False, True):
+            total = examples_first(torch.ones_like(expected)) if turned else torch.ones_like(expected)
+            contraction(*sides, method, pairing, DTYPE, turned).add_(total, rows, columns, pairing)
             assert relative_error(total - 1, expected) <= 1e-12
 
 

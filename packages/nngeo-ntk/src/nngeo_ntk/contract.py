@@ -54,7 +54,12 @@ def _cheapest(costs: Mapping[GramMethod, int]) -> GramMethod:
 
 
 def contraction(
-    first: Kept, second: Kept, method: GramMethod | None, pairing: Pairing, dtype: torch.dtype
+    first: Kept,
+    second: Kept,
+    method: GramMethod | None,
+    pairing: Pairing,
+    dtype: torch.dtype,
+    examples_first: bool = False,
 ) -> Contraction:
     """How two Jacobians of one layer, in their kept forms, are contracted.
 
@@ -64,13 +69,14 @@ def contraction(
         method: Forces an order where both are structured.
         pairing: Which directions will meet.
         dtype: That of the sums.
+        examples_first: Whether totals will lie in memory with their examples first.
     """
     if isinstance(first, KroneckerJacobian) and isinstance(second, KroneckerJacobian) and first.layout == second.layout:
         rows, columns = ((*x.shape[:2], x.positions) for x in (first, second))
         costs = gram_costs(rows, columns, first.layout.outputs, first.layout.inputs, pairing)
         chosen = method or _cheapest(costs)
         if chosen == "positions":
-            return _Positions.of_inputs(first, second, dtype)
+            return _Positions.of_inputs(first, second, dtype, examples_first)
         if chosen == "products":
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
@@ -145,8 +151,10 @@ class _Positions(Contraction):
         self.whole = inputs(slice(0, n), slice(0, m)) if size <= BLOCK_BYTES else None
 
     @classmethod
-    def of_inputs(cls, first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype) -> "_Positions":
-        """The products of inputs, and 1 with a bias."""
+    def of_inputs(
+        cls, first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype, examples_first: bool
+    ) -> "_Positions":
+        """The products of inputs, and 1 with a bias; gradients lie as the total will, so that no tile has to copy them."""
         one, other, has_bias = first.a.to(dtype), second.a.to(dtype), first.layout.has_bias
 
         def inputs(rows: slice, columns: slice) -> Tensor:
@@ -158,7 +166,10 @@ class _Positions(Contraction):
 
         positions = [x.shape[0] * x.shape[1] for x in (one, other)]
         size = one.shape[2] * positions[0] * positions[1] * dtype.itemsize
-        return cls(inputs, size, first.g.to(dtype), second.g.to(dtype))
+        g, other_g = first.g.to(dtype), second.g.to(dtype)
+        if examples_first and first.positions == second.positions == 1:
+            g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
+        return cls(inputs, size, g, other_g)
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         (some, examples), (others, partners) = rows, columns

@@ -53,8 +53,8 @@ def tiles(
     """
     shared = [name for name in layers if name in first.layers and name in second.layers]
     kept = [(first.layers[name], second.layers[name]) for name in shared]
-    meeting = [contraction(*pair, method, pairing, first.dtype) for pair in kept]
     by_directions = pairing == "all" and all(_has_one_position(side) for pair in kept for side in pair)
+    meeting = [contraction(*pair, method, pairing, first.dtype, not by_directions) for pair in kept]
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
         values = _zeros(rows, columns, pairing, by_directions, first)
