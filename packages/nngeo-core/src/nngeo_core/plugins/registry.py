@@ -234,3 +234,4 @@ def _is_installed(name: str) -> bool:
 
 
 registry = Registry()
+"""The one that the verbs look names up in; plugins are loaded into it at the first look-up."""

@@ -252,3 +252,4 @@ MODELS: dict[str, Callable[[], Case]] = {
     "tied-weight-own-bias": partial(tied_net, bias=True),
     "tied-weight-and-bias": partial(tied_net, bias=True, tied_bias=True),
 }
+"""Small networks with their data, by name: each call builds a fresh one."""
