@@ -1,6 +1,7 @@
 """The example plugins: their wheels, installed by pip beside ours, pass their own tests."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,13 @@ def environment(make_environment: Callable[[], Environment]) -> Environment:
     environment = make_environment()
     environment.install("nngeo", *PLUGINS)
     return environment
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_its_readme_runs(environment: Environment, name: str) -> None:
+    readme = (PLUGINS[name] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    environment.run("-c", code)
 
 
 @pytest.mark.parametrize("name", PLUGINS)
