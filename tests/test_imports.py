@@ -33,6 +33,7 @@ CORE_LEVELS = [
     {"jacobians"},
     {"linear_algebra"},
     {"plugins"},
+    {"parallel"},
     {"storage", "conventions", "errors"},
 ]
 CORE_RANK = {name: rank for rank, names in enumerate(CORE_LEVELS) for name in names}

@@ -3,6 +3,7 @@
 from nngeo_core.aliases import AbstractLayer, PMatAbstract
 from nngeo_core.errors import (
     ConvergenceError,
+    DistributedError,
     LayerCollectionMismatchError,
     NNGeoError,
     NonFiniteError,
@@ -69,6 +70,7 @@ __all__ = [
     "ConvTranspose2dLayer",
     "ConvergenceError",
     "DenseJacobian",
+    "DistributedError",
     "Empirical",
     "EmpiricalFIM",
     "FIM",

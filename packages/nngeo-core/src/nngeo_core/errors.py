@@ -6,6 +6,7 @@ want to handle. Each message says what was given, what was expected, and what to
 
 __all__ = [
     "ConvergenceError",
+    "DistributedError",
     "LayerCollectionMismatchError",
     "NNGeoError",
     "NonFiniteError",
@@ -52,6 +53,10 @@ class ConvergenceError(NNGeoError, ArithmeticError):
 
 class PluginError(NNGeoError):
     """A plugin is missing, broken, in conflict with another one, or unknown by the name that was given."""
+
+
+class DistributedError(NNGeoError, RuntimeError):
+    """Several processes share a computation, and one of them has failed, is gone, or computes something else."""
 
 
 class StorageError(NNGeoError):

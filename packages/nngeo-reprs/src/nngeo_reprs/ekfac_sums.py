@@ -9,9 +9,10 @@ from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.kfac_sums import KFACAccumulator
-from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis, spectrum
+from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis, shared_bases, spectrum
 
 __all__ = ["EKFACAccumulator", "EigenvalueAccumulator"]
 
@@ -70,6 +71,16 @@ class EKFACAccumulator(KFACAccumulator):
             self.bases = self.bases or self._eigenbases()
             self.sums = {}
         super().begin_pass(number)
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes; after the first pass, each decomposes some of the factors for all of them."""
+        if self.bases:
+            self._sum_over(group, what)
+            return
+        super().reduce_(group, what)
+        if self.n_examples:
+            with torch.inference_mode(False), torch.no_grad():
+                self.bases = shared_bases(KFACAccumulator.finalize(self), group, f"{what}, eigendecompositions")
 
     def _eigenbases(self) -> dict[str, KroneckerBasis]:
         with torch.inference_mode(False), torch.no_grad():

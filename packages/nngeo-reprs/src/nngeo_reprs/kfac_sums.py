@@ -10,9 +10,10 @@ from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.kronecker import zero_factors
-from nngeo_reprs.layouts import layouts_from_state, layouts_to_state
+from nngeo_reprs.layouts import common_layouts, layouts_from_state, layouts_to_state
 
 __all__ = ["KFACAccumulator"]
 
@@ -48,6 +49,11 @@ class KFACAccumulator(Accumulator):
         super().merge(other)
         if isinstance(other, KFACAccumulator):
             self.layouts = other.layouts | self.layouts
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes, and where they lie in the parameters, which not every process may know."""
+        self.layouts = common_layouts(self.layouts, group, what)
+        self._sum_over(group, what)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The example count and the sums, and where each layer's factors lie in its parameters."""

@@ -1,6 +1,6 @@
 """Orthonormal bases with Kronecker structure, and blocks that are diagonal in them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
 from nngeo_core.linear_algebra.symmetric import eigh
+from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.sharing import shared_out
 
-__all__ = ["EigenBlock", "FactorSpectrum", "KroneckerBasis", "same_basis", "spectrum"]
+__all__ = ["EigenBlock", "FactorSpectrum", "KroneckerBasis", "same_basis", "shared_bases", "spectrum"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,6 +130,18 @@ def spectrum(factors: KroneckerFactors) -> FactorSpectrum:
     values, vectors = (factors.inputs, None) if factors.inputs.ndim == 2 else eigh(factors.inputs)
     output_values, output_vectors = eigh(factors.outputs)
     return FactorSpectrum(KroneckerBasis(vectors, output_vectors, factors.layout), values, output_values)
+
+
+def shared_bases(factors: Mapping[str, KroneckerFactors], group: Group, what: str) -> dict[str, KroneckerBasis]:
+    """The eigenvectors of each layer's factors, decomposed by one process each and balanced by q W^3 for a factor W wide."""
+    matrices = {f"{layer_id}.outputs": pair.outputs for layer_id, pair in factors.items()}
+    matrices |= {f"{layer_id}.inputs": pair.inputs for layer_id, pair in factors.items() if pair.inputs.ndim == 3}
+    costs = {name: float(len(matrix) * matrix.shape[-1] ** 3) for name, matrix in matrices.items()}
+    vectors = shared_out(matrices, costs, lambda matrix: eigh(matrix)[1], group, what)
+    return {
+        layer_id: KroneckerBasis(vectors.get(f"{layer_id}.inputs"), vectors[f"{layer_id}.outputs"], pair.layout)
+        for layer_id, pair in factors.items()
+    }
 
 
 def same_basis(first: KroneckerBasis, second: KroneckerBasis) -> bool:

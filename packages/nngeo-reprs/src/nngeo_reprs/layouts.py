@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.layout import KroneckerLayout
+from nngeo_core.parallel.group import Group
 
-__all__ = ["layouts_from_state", "layouts_to_state"]
+__all__ = ["common_layouts", "layouts_from_state", "layouts_to_state"]
 
 _PREFIX = "layouts."
 
@@ -21,6 +22,14 @@ def layouts_to_state(layouts: Mapping[str, KroneckerLayout]) -> dict[str, Tensor
         {'layouts.fc': tensor([1, 2, 3, 1, 1])}
     """
     return {f"{_PREFIX}{layer_id}": torch.tensor(astuple(layout)) for layer_id, layout in layouts.items()}
+
+
+def common_layouts(layouts: Mapping[str, KroneckerLayout], group: Group, what: str) -> dict[str, KroneckerLayout]:
+    """Those of all processes, each layer's once."""
+    found: dict[str, KroneckerLayout] = {}
+    for theirs in group.gather_values({layer_id: astuple(layout) for layer_id, layout in layouts.items()}, what):
+        found = {layer_id: KroneckerLayout(*numbers) for layer_id, numbers in theirs.items()} | found
+    return found
 
 
 def layouts_from_state(state: Mapping[str, Tensor]) -> dict[str, KroneckerLayout]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.batch import JacobianBatch
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 
 __all__ = ["LowRankAccumulator", "fewer_rows"]
@@ -37,6 +38,16 @@ class LowRankAccumulator(Accumulator):
             theirs, self.sums = self.sums, mine
         for rows in theirs.values():
             self._append(rows)
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Gather the rows of all processes, d of each at most."""
+        with group.together(what, self.n_examples) as counts:
+            rows = fewer_rows(torch.cat(list(self.sums.values()))) if self.sums else None
+        self.n_examples = sum(counts)
+        self.sums = {}
+        for theirs in group.gather(rows, what):
+            if theirs is not None:
+                self._append(theirs)
 
     def finalize(self) -> Tensor:
         """The rows n^-1/2 V^T J, shape (k, d) with k at most d."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import NotPositiveDefiniteError, UnsupportedOperationError
+from nngeo_core.errors import DistributedError, NotPositiveDefiniteError, UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.generator import Generator
 from nngeo_reprs.kfac import PMatKFAC
@@ -121,6 +122,29 @@ class MixedAccumulator(Accumulator):
             for ours, added in zip(self.parts, other.parts, strict=True):
                 if self._pass < ours.sums.passes:  # else it was complete before both began this pass
                     ours.sums.merge(added.sums)
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes, part by part.
+
+        Raises:
+            DistributedError: Some layers have Kronecker factors on one process, and none on another one.
+        """
+        with group.together(what, self.n_examples) as counts:
+            pass
+        own, self.n_examples = self.n_examples, sum(counts)
+        settled = [lacking for lacking in group.gather_values(self.without_factors, what) if lacking is not None]
+        if any(lacking != settled[0] for lacking in settled):
+            raise DistributedError(
+                f"{what}: the layers that only the generic way is exact for, and which have no Kronecker factors, are "
+                f"{' or '.join(map(str, settled))} on different processes. Ask for 'blockdiag' or 'diag' for them by a mapping"
+            )
+        if self.without_factors is None and settled:
+            self._divide(settled[0])
+            for part in self._active():
+                part.sums.begin_pass(self._pass)
+        for number, part in enumerate(self._active()):
+            part.sums.n_examples = own
+            part.sums.reduce_(group, f"{what}, part {number}")
 
     def identity(self) -> Any:
         """The class, and each part's layers and sums as far as they were asked for."""

@@ -16,10 +16,11 @@ from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.vectors.pvector import PVector
 from nngeo_reprs.arrow import ArrowBlock
-from nngeo_reprs.layouts import layouts_from_state, layouts_to_state
+from nngeo_reprs.layouts import common_layouts, layouts_from_state, layouts_to_state
 
 __all__ = ["PMatQuasiDiag"]
 
@@ -58,6 +59,11 @@ class QuasiDiagAccumulator(Accumulator):
         super().merge(other)
         if isinstance(other, QuasiDiagAccumulator):
             self.layouts = other.layouts | self.layouts
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes, and where they lie in the parameters, which not every process may know."""
+        self.layouts = common_layouts(self.layouts, group, what)
+        self._sum_over(group, what)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The example count and the sums, and which bias goes with which weights."""

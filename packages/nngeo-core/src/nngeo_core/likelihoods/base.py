@@ -25,6 +25,10 @@ class Likelihood(ABC):
     name: ClassVar[str]
     centred: bool = False
     """Whether the mean over all examples is subtracted from the one gradient that each of them has."""
+    seed: int | None = None
+    """What its draws start from; None where it draws nothing."""
+    stream: int = 0
+    """Which of many independent streams of draws from one seed: the rank among processes that share the examples."""
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:

@@ -22,7 +22,7 @@ def fresh_seed(generator: torch.Generator | None = None) -> int:
     return int(torch.randint(2**62, (), generator=source, device=source.device))
 
 
-def uniform(digests: Tensor, seed: int, shape: tuple[int, ...], first: int = 0) -> Tensor:
+def uniform(digests: Tensor, seed: int, shape: tuple[int, ...], first: int = 0, stream: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64.
 
     Args:
@@ -30,12 +30,16 @@ def uniform(digests: Tensor, seed: int, shape: tuple[int, ...], first: int = 0) 
         seed: Chooses one of many such streams.
         shape: How many for each example.
         first: How many of an example's numbers to skip.
+        stream: Chooses one of independent streams of one seed.
 
     Returns:
         Shape (n, *shape).
     """
     count = torch.arange(first + 1, first + 1 + math.prod(shape), device=digests.device)
-    streams = _mixed(digests ^ _mixed(torch.tensor(seed, device=digests.device)))
+    chosen = _mixed(torch.tensor(seed, device=digests.device))
+    if stream:
+        chosen = _mixed(chosen + stream * _STEP)
+    streams = _mixed(digests ^ chosen)
     bits = _mixed(streams.unsqueeze(1) + count * _STEP)
     return ((_shifted(bits, 11).double() + 0.5) * 2.0**-53).view(len(digests), *shape)
 

@@ -31,6 +31,7 @@ class MonteCarlo(Wrapped):
     """
 
     name = "monte_carlo"
+    seed: int
 
     def __init__(self, inner: Likelihood, trials: int = 1, seed: int = 0) -> None:
         if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
@@ -52,7 +53,7 @@ class MonteCarlo(Wrapped):
         shape = self.inner.draws_shape(outputs)
         scores = []
         for k in range(chosen.start, chosen.stop):
-            numbers = uniform(targets, self.seed, shape, first=k * math.prod(shape))
+            numbers = uniform(targets, self.seed, shape, k * math.prod(shape), self.stream)
             scores.append(self.inner.score(outputs, self.inner.sample(outputs, numbers)))
         return torch.stack(scores) / math.sqrt(self.trials)
 
@@ -71,6 +72,7 @@ class RandomSigns(Wrapped):
 
     name = "random_signs"
     inner: Categorical
+    seed: int
 
     def __init__(self, inner: Categorical, seed: int | None = None) -> None:
         if not isinstance(inner, Categorical):
@@ -92,7 +94,7 @@ class RandomSigns(Wrapped):
         """The chosen classes' directions, shape (k, *outputs)."""
         rows = self.inner.rows(outputs)
         n, positions, classes = rows.shape
-        signs = (uniform(targets, self.seed, (positions,)) < 0.5).to(rows.dtype) * 2 - 1
+        signs = (uniform(targets, self.seed, (positions,), stream=self.stream) < 0.5).to(rows.dtype) * 2 - 1
         k = torch.arange(chosen.start, chosen.stop, device=outputs.device)
         columns = self.inner.columns(rows.reshape(n * positions, 1, classes), k)
         return self.inner.unrow(columns.view(len(k), n, positions, classes) * signs.unsqueeze(-1), outputs)

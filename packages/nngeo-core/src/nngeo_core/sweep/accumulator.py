@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from nngeo_core.errors import ShapeError, StorageError, UnsupportedOperationErro
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.layers.description import identify_layers
+from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.packing import pack, unpack
 from nngeo_core.plugins import registry
 from nngeo_core.storage import Stored, read_file, write_file
 
@@ -101,6 +104,45 @@ class Accumulator(ABC):
         self.n_examples += other.n_examples
         for name, value in other.sums.items():
             self.add(name, value.clone())
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes of a group, each of which calls this at the end of the same pass.
+
+        Where `merge` adds sums by name, so does this, with a sum over all processes in place. Where a subclass has a `merge`
+        of its own, the states of all processes travel around the ring and are merged in their order; one that can do with
+        less overrides this too. The result is the same on all processes.
+
+        Args:
+            group: The processes.
+            what: The operation, for errors.
+        """
+        if type(self).merge is Accumulator.merge:
+            self._sum_over(group, what)
+        else:
+            self._merge_over(group, what)
+
+    def _sum_over(self, group: Group, what: str) -> None:
+        """Sum the example counts and the sums by name over all processes."""
+        with group.together(what, self.n_examples) as counts:
+            pass
+        self.n_examples = sum(counts)
+        self.sums = group.sum_named(self.sums, what)
+
+    def _merge_over(self, group: Group, what: str) -> None:
+        """Merge the states of all processes, the first one's first."""
+        state = self.state_dict()
+        order = sorted(state)
+        travelling = pack(order, [state[name].to(group.device) for name in order], group.device)
+        states = {group.rank: state}
+        for step in range(1, group.size):
+            travelling = group.shift(travelling, what)
+            states[(group.rank - step) % group.size] = dict(zip(*unpack(travelling), strict=True))
+        with group.together(what):
+            self.load_state_dict(states[0])
+            for rank in range(1, group.size):
+                other = deepcopy(self)
+                other.load_state_dict(states[rank])
+                self.merge(other)
 
     def identity(self) -> Any:
         """What tells these sums from others about the same layers, in a form that JSON keeps: the class by default."""

@@ -11,6 +11,7 @@ from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.jacobians.dense import DenseJacobian
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 
 __all__ = ["CentredAccumulator"]
@@ -98,6 +99,18 @@ class CentredAccumulator(Accumulator):
         elif other.n_examples:
             self.sums[_MEAN] = other.sums[_MEAN].clone()
         self.n_examples += other.n_examples
+
+    def reduce_(self, group: Group, what: str) -> None:
+        """Take in the sums of all processes: each adds the row between its mean and the common one, sqrt(k) (m_r - m)."""
+        own, mine = self.n_examples, self.sums.get(_MEAN)
+        with group.together(what, own) as counts:
+            pass
+        self.n_examples = sum(counts)
+        weighted = {} if mine is None else {_MEAN: mine * (own / max(1, self.n_examples))}
+        self.sums = group.sum_named(weighted, what)
+        if mine is not None and own:
+            self._put((sqrt(own) * (mine - self.sums[_MEAN])).unsqueeze(0))
+        self.inner.reduce_(group, what)
 
     def identity(self) -> Any:
         """The class, and what it fills."""

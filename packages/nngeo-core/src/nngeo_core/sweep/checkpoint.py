@@ -1,7 +1,7 @@
 """Checkpoint: a long pass that is killed goes on, when it is started again, where it last wrote its sums to a file."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from nngeo_core.errors import StorageError
+from nngeo_core.parallel.group import Group
 from nngeo_core.storage import Stored, read_file, remove_file, write_file
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.examples import Batch
 from nngeo_core.sweep.generator import Generator
-from nngeo_core.sweep.identity import batch_digest, computation, first_difference
+from nngeo_core.sweep.identity import batch_digest, first_difference
 from nngeo_core.sweep.random_state import random_state, restore_random_state
 
 __all__ = ["Checkpoint", "Resumable", "checkpoint_in"]
@@ -49,9 +50,15 @@ class Checkpoint:
         rank = torch.distributed.get_rank() if distributed else int(os.environ.get("RANK", "0"))
         return Path(self.folder) / f"checkpoint-{rank}.safetensors"
 
+    @property
+    def following(self) -> Path:
+        """Where this process writes what it begins a pass with, until all processes that share the computation have."""
+        return self.path.with_suffix(".next.safetensors")
+
     def remove(self) -> None:
-        """Remove the file: the matrix is there."""
+        """Remove the files: the matrix is there."""
         remove_file(self.path)
+        remove_file(self.following)
 
 
 def checkpoint_in(folder: str | os.PathLike[str] | None, every: int) -> Checkpoint | None:
@@ -88,6 +95,7 @@ class Resumable:
         examples: The batches, which must be the same ones each time.
         accumulators: The sums, taken over from the file.
         passes: The passes to make.
+        described: What tells the computation from others: `computation` of generator and accumulators.
 
     Raises:
         StorageError: The file is of another computation, naming what differs, or is damaged.
@@ -100,26 +108,72 @@ class Resumable:
         examples: Any,
         accumulators: Sequence[Accumulator],
         passes: range,
+        described: Mapping[str, Any],
     ) -> None:
         self.checkpoint = checkpoint
         self.generator = generator
         self.examples = examples
         self.accumulators = list(accumulators)
+        self.first = passes.start
         self._computation = {
             "checkpoint_every": checkpoint.every,
             "the passes": [passes.start, passes.stop],
-            **computation(generator, accumulators),
+            **described,
         }
         self._stored: Stored | None = None
         self._place = _Place(passes.start)
         self._start: dict[str, torch.Tensor] | None = None
-        if checkpoint.path.exists():
-            self._take_over(read_file(checkpoint.path, "checkpoint", generator.device))
+        if generator.group is not None:
+            self._computation["the number of processes"] = generator.group.size
+        stored = self._read(checkpoint.path)
+        if generator.group is not None:
+            stored = self._common(stored, generator.group)
+        if stored is not None:
+            self._take_over(stored)
 
-    def _take_over(self, stored: Stored) -> None:
+    def _read(self, path: Path) -> Stored | None:
+        """What a file holds, if it is there and of this computation."""
+        if not path.exists():
+            return None
+        stored = read_file(path, "checkpoint", self.generator.device)
         difference = first_difference(stored.header["computation"], self._computation)
         if difference:
             self._refuse(difference)
+        return stored
+
+    def _common(self, stored: Stored | None, group: Group) -> Stored | None:
+        """This process's file of the pass that the furthest process is in; None if it begins anew.
+
+        Sums of several processes are put together between two passes, so that all are to go on in the same one. Who was
+        stopped there has the beginning of the next pass in a second file; where neither file is of that pass, as when some
+        had finished and removed theirs, all begin anew, but in the first pass, whose sums are each process's own.
+        """
+        what = "looking for checkpoints"
+        with group.together(what, _pass_of(stored)) as passes:
+            following = self._read(self.checkpoint.following)
+        furthest = max(passes)
+        found = next((one for one in (stored, following) if _pass_of(one) == furthest), None)
+        with group.together(what, int(found is not None)) as whole:
+            pass
+        if found is None or not (all(whole) or furthest == self._place.number):
+            self.checkpoint.remove()
+            return None
+        if found is following:
+            os.replace(self.checkpoint.following, self.checkpoint.path)
+        remove_file(self.checkpoint.following)
+        return found
+
+    def advance(self, number: int) -> None:
+        """Write what a later pass begins with, which the processes that share the computation have just put together."""
+        group = self.generator.group
+        if group is None:
+            return
+        self._place, self._start = _Place(number), self._states()
+        with group.together(f"the checkpoint before pass {number + 1}"):
+            self._write(self.checkpoint.following)
+        os.replace(self.checkpoint.following, self.checkpoint.path)
+
+    def _take_over(self, stored: Stored) -> None:
         self._stored = stored
         self._place = _Place(**stored.header["place"])
         for place, sums in enumerate(self.accumulators):
@@ -162,7 +216,7 @@ class Resumable:
         while before == self._place.batches:
             yield self._watched(islice(batches, every))
             before += every
-            self._write()
+            self._write(self.checkpoint.path)
 
     def _states(self) -> dict[str, torch.Tensor]:
         """The random states that the pass begins with: the global ones are those of the first pass."""
@@ -192,7 +246,7 @@ class Resumable:
                 "resuming takes a loader that gives the same batches each time"
             )
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
         tensors = {f"random.{key}": state for key, state in (self._start or {}).items()}
         for place, sums in enumerate(self.accumulators):
             tensors |= {f"{place}.{key}": part for key, part in sums.state_dict().items()}
@@ -201,5 +255,10 @@ class Resumable:
             "place": vars(self._place),
             "examples": max(sums.n_examples for sums in self.accumulators),
         }
-        self.checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.checkpoint.path, Stored("checkpoint", header, tensors))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, Stored("checkpoint", header, tensors))
+
+
+def _pass_of(stored: Stored | None) -> int:
+    """The pass that a checkpoint is in; -1 for none."""
+    return -1 if stored is None else int(stored.header["place"]["number"])

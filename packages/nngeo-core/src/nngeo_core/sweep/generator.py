@@ -34,7 +34,7 @@ class Generator(OperatorGenerator):
         Args:
             layer_collection: The parameters to differentiate.
         """
-        return type(self)(
+        found = type(self)(
             self.model,
             self.likelihood,
             self.function,
@@ -44,6 +44,8 @@ class Generator(OperatorGenerator):
             self.memory_budget,
             self.check,
         )
+        found.group = self.group
+        return found
 
     def jacobian(self, batch: Batch, directions: slice | None = None) -> JacobianBatch:
         """The Jacobians of one batch.

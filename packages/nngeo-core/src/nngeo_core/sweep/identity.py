@@ -24,6 +24,7 @@ def computation(generator: Generator, accumulators: Sequence[Accumulator]) -> di
         "the representations": [sums.identity() for sums in accumulators],
         "the likelihood": _described(generator.likelihood),
         "the function": _described(generator.function),
+        "the dtypes": {name: str(one.dtype) for name, one in generator.model.named_parameters()},
         "the parameters and buffers": _model_digest(generator.model),
     }
 
@@ -68,7 +69,8 @@ def _described(value: Any) -> Any:
     """A likelihood by its class and attributes, a function by its name, a tensor by its digest."""
     if isinstance(value, Likelihood):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"class": kind, **{name: _described(part) for name, part in sorted(vars(value).items())}}
+        parts = sorted(vars(value).items())
+        return {"class": kind, **{name: _described(part) for name, part in parts if name != "stream"}}
     if isinstance(value, str | int | float | None):
         return value
     if isinstance(value, tuple | list):

@@ -13,6 +13,7 @@ from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.autocast import callers_autocast
 from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
@@ -47,6 +48,8 @@ class OperatorGenerator(ABC):
     """
 
     name: ClassVar[str]
+    group: Group | None = None
+    """The processes whose examples products and sums go over; None for those of this process alone."""
 
     def __init__(
         self,

@@ -8,12 +8,15 @@ import torch
 from tqdm import tqdm
 
 from nngeo_core.errors import UnsupportedOperationError
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.autocast import autocast_set_aside
 from nngeo_core.sweep.centring import CentredAccumulator
 from nngeo_core.sweep.checkpoint import Checkpoint, Resumable
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.identity import computation
+from nngeo_core.sweep.processes import agree, check_shard, together
 from nngeo_core.sweep.untouched import undisturbed
 
 __all__ = ["collect", "populate", "with_progress"]
@@ -38,13 +41,45 @@ def populate(
         progress: Whether to show a progress bar for each pass, or the text that it starts with.
         checkpoint: Where the sums are written on the way, and taken over from if they are there; whoever has made use of
             the sums removes it.
-        only_pass: Make this pass alone (0, 1, ...), to merge the sums of several processes after it; None makes all.
+        only_pass: Make this pass alone (0, 1, ...), to merge the sums of several processes by hand after it; None makes all.
 
     Raises:
         StorageError: The checkpoint is of another computation, naming what differs.
         ValueError: There are no examples, no such pass, or a one-shot iterator is given where several passes are needed.
         UnsupportedOperationError: The generator has no Jacobians; or the likelihood is centred, and an accumulator is not.
+        DistributedError: The processes of the generator's group, whose sums are put together after each pass, compute
+            different things; or one of them failed, which the error names.
     """
+    group = generator.group
+    what = ", ".join(type(sums).__name__ for sums in accumulators)
+    with together(group, f"{what}: start"):
+        numbers = _passes(generator, examples, accumulators, only_pass)
+        described = computation(generator, accumulators) if checkpoint or group else {}
+        if group is not None:
+            check_shard(examples, group)
+    if group is not None:
+        agree(group, f"{what}: start", described)
+    with together(group, f"{what}: checkpoint"):
+        resumable = (
+            None if checkpoint is None else Resumable(checkpoint, generator, examples, accumulators, numbers, described)
+        )
+    for number in numbers:
+        state = "new" if resumable is None else resumable.state_of(number)
+        if state == "done":
+            continue
+        active = [accumulator for accumulator in accumulators if number < accumulator.passes]
+        step = f"pass {number + 1}/{max(sums.passes for sums in accumulators)}"
+        with together(group, f"{what}: {step}"):
+            _make_pass(generator, examples, active, number, state, _label(progress, step, group), resumable)
+        if group is not None:
+            for accumulator in active:
+                accumulator.reduce_(group, f"{what}: sums of {step}")
+        if not active[0].n_examples:
+            raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
+
+
+def _passes(generator: Generator, examples: Any, accumulators: Sequence[Accumulator], only_pass: int | None) -> range:
+    """The passes to make, if these can be made."""
     if not isinstance(generator, Generator):
         raise UnsupportedOperationError(
             f"{type(generator).__name__} has products and no Jacobians, which {type(accumulators[0]).__name__} sums; "
@@ -61,22 +96,34 @@ def populate(
             f"{passes} passes over the data are needed and {type(examples).__name__} can be read only once; "
             "give a loader that can be iterated again"
         )
-    resumable = None if checkpoint is None else Resumable(checkpoint, generator, examples, accumulators, numbers)
-    for number in numbers:
-        state = "new" if resumable is None else resumable.state_of(number)
-        if state == "done":
-            continue
-        active = [accumulator for accumulator in accumulators if number < accumulator.passes]
-        label = f"{progress}: " if isinstance(progress, str) else ""
-        description = f"{label}pass {number + 1}/{passes}" if progress else None
-        with undisturbed(generator.model, generator.device), torch.no_grad():
-            for accumulator in active if state == "new" else ():
-                accumulator.begin_pass(number)
-            batches = with_progress(examples, description)
-            for part in [batches] if resumable is None else resumable.segments(batches, number):
-                _add(generator, part, active)
-        if not active[0].n_examples:
-            raise ValueError(f"no examples: {type(examples).__name__} is empty; a matrix needs at least one example")
+    return numbers
+
+
+def _make_pass(
+    generator: Generator,
+    examples: Any,
+    active: Sequence[Accumulator],
+    number: int,
+    state: str,
+    description: str | None,
+    resumable: Resumable | None,
+) -> None:
+    """One pass over this process's examples."""
+    with undisturbed(generator.model, generator.device), torch.no_grad():
+        for accumulator in active if state == "new" else ():
+            accumulator.begin_pass(number)
+        if resumable is not None and state == "new" and number > resumable.first:
+            resumable.advance(number)
+        batches = with_progress(examples, description)
+        for part in [batches] if resumable is None else resumable.segments(batches, number):
+            _add(generator, part, active)
+
+
+def _label(progress: bool | str, step: str, group: Group | None) -> str | None:
+    """What a progress bar says; the first of several processes has one."""
+    if not progress or (group is not None and group.rank):
+        return None
+    return f"{progress}: {step}" if isinstance(progress, str) else step
 
 
 def collect(
@@ -95,6 +142,8 @@ def collect(
     with torch.inference_mode(False), torch.no_grad(), autocast_set_aside(generator.device):
         found = [accumulator.finalize() for accumulator in accumulators]
     if checkpoint is not None:
+        with together(generator.group, "the end, before the checkpoints are removed"):
+            pass
         checkpoint.remove()
     return found
 

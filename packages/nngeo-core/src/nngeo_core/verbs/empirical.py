@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +14,11 @@ from nngeo_core.likelihoods.empirical import Empirical, Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
+from nngeo_core.sweep.processes import chosen_group
 from nngeo_core.verbs.sweep import swept
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["EmpiricalFIM"]
 
@@ -34,6 +38,8 @@ def EmpiricalFIM(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
     loss: Loss | None = None,
     centred: bool = False,
 ) -> Any:
@@ -61,6 +67,8 @@ def EmpiricalFIM(
         check: As for `FIM`.
         checkpoint: As for `FIM`.
         checkpoint_every: As for `FIM`.
+        distributed: As for `FIM`.
+        process_group: As for `FIM`.
         loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), neither summed nor averaged over
             examples: `reduction="none"` in torch's losses.
         centred: Whether to subtract the mean gradient.
@@ -84,4 +92,5 @@ def EmpiricalFIM(
     likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
     kept = checkpoint_in(checkpoint, checkpoint_every)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)
+    group = chosen_group(distributed, process_group)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -13,7 +13,11 @@ from nngeo_core.matrices.choice import Representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
+from nngeo_core.sweep.processes import chosen_group
 from nngeo_core.verbs.sweep import swept
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["FIM"]
 
@@ -45,6 +49,8 @@ def FIM(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> PMat | list[PMat]:
     """The Fisher information matrix F = (1/n) sum_i J_i^T L_i J_i, exactly: no sampling of targets.
 
@@ -69,6 +75,9 @@ def FIM(
         checkpoint: A folder where the sums are written on the way. Killed and started again with the same arguments and a
             loader that gives the same batches, the computation goes on from there; once it is done, the file is removed.
         checkpoint_every: How many batches lie between two writings; small ones are run together within these only.
+        distributed: Whether the processes of torch.distributed's default group, each with `loader` of its own, share the
+            computation: sums over all their examples, the same on each of them.
+        process_group: The same for another group.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
@@ -79,6 +88,7 @@ def FIM(
         ShapeError, ValueError: The batches, outputs or options do not fit together.
         StorageError: The checkpoint is of another computation, naming what differs.
         NonFiniteError: The outputs have a NaN or an infinity; names batch and module.
+        DistributedError: The processes compute different things, or another one failed, is gone or hangs.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -89,4 +99,5 @@ def FIM(
     """
     arguments = (model, variant, function, layer_collection, device, n_output, memory_budget, check)
     kept = checkpoint_in(checkpoint, checkpoint_every)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)
+    group = chosen_group(distributed, process_group)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,11 @@ from nngeo_core.likelihoods.empirical import Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
+from nngeo_core.sweep.processes import chosen_group
 from nngeo_core.verbs.sweep import swept
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["GGN"]
 
@@ -35,6 +39,8 @@ def GGN(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
     loss: Loss | None = None,
 ) -> Any:
     """The generalized Gauss-Newton matrix (1/n) sum_i J_i^T H_i J_i, H_i the Hessian of example i's loss in its outputs.
@@ -63,6 +69,8 @@ def GGN(
         check: As for `FIM`.
         checkpoint: As for `FIM`.
         checkpoint_every: As for `FIM`.
+        distributed: As for `FIM`.
+        process_group: As for `FIM`.
         loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), twice differentiable in the outputs
             and neither summed nor averaged over examples: `reduction="none"` in torch's losses.
 
@@ -87,4 +95,5 @@ def GGN(
     likelihood = inner if loss is None else LossCurvature(inner, loss)
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
     kept = checkpoint_in(checkpoint, checkpoint_every)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)
+    group = chosen_group(distributed, process_group)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,11 @@ from nngeo_core.likelihoods.sampled import MonteCarlo
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
+from nngeo_core.sweep.processes import chosen_group
 from nngeo_core.verbs.sweep import swept
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["FIM_MonteCarlo"]
 
@@ -35,6 +39,8 @@ def FIM_MonteCarlo(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
     trials: int = 1,
     generator: torch.Generator | None = None,
 ) -> Any:
@@ -43,6 +49,8 @@ def FIM_MonteCarlo(
     s_ik is the gradient of log p(y_k | x_i) with respect to the parameters, y_k drawn from the model's own p(y | x_i). It
     takes t directions for each example, where the exact matrix takes one for each class and position; its error falls as
     1/sqrt(n t).
+
+    Several processes take the first one's seed, and draw from a stream of their own each.
 
     The draws are made by a seed and by each example's content (all of its tensors), so that every pass over the data and
     every product with the result's generator sees the same ones, in whatever order and batches the examples come: the
@@ -63,6 +71,8 @@ def FIM_MonteCarlo(
         check: As for `FIM`.
         checkpoint: As for `FIM`; the draws must be the same when it is started again, so `generator` must be seeded.
         checkpoint_every: As for `FIM`.
+        distributed: As for `FIM`.
+        process_group: As for `FIM`.
         trials: t, how many targets to draw for each example.
         generator: Gives the seed, and is advanced by that; None takes a seed from the operating system.
 
@@ -83,4 +93,5 @@ def FIM_MonteCarlo(
     likelihood = MonteCarlo(chosen_likelihood(variant), trials, fresh_seed(generator))
     arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
     kept = checkpoint_in(checkpoint, checkpoint_every)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept)
+    group = chosen_group(distributed, process_group)
+    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -6,16 +6,26 @@ from typing import Any
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.matrices.choice import chosen_representation
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
+from nngeo_core.sweep.processes import agree, share, together
 
-__all__ = ["swept"]
+__all__ = ["START", "swept"]
+
+START = "the start"
+"""The operation before the first pass, which all verbs have in common: processes that are in different ones meet here."""
 
 
 def swept(
-    made: Callable[[], Generator], loader: Any, representation: Any, progress: bool, checkpoint: Checkpoint | None
+    made: Callable[[], Generator],
+    loader: Any,
+    representation: Any,
+    progress: bool,
+    checkpoint: Checkpoint | None,
+    group: Group | None,
 ) -> PMat | list[PMat]:
     """The matrices that a generator's Jacobians sum up to, with as many passes as the neediest asks.
 
@@ -25,17 +35,23 @@ def swept(
         representation: A registered name, a class, `"auto"`, a mapping from layers to those, or a list of any of them.
         progress: Whether to show a progress bar for each pass.
         checkpoint: Where the sums are written on the way.
+        group: The processes whose examples are summed; None for this one alone.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
     """
     several = isinstance(representation, Sequence) and not isinstance(representation, str)
     wanted: Any = representation if several else [representation]
-    choices = [chosen_representation(choice) for choice in wanted]
-    if not choices:
-        raise ValueError("representation is an empty list; give at least one name or class")
-    generator = made()
-    prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
+    with together(group, START):
+        choices = [chosen_representation(choice) for choice in wanted]
+        if not choices:
+            raise ValueError("representation is an empty list; give at least one name or class")
+        generator = made()
+    if group is not None:
+        share(generator, group, START)
+        agree(group, START, {"the representations": [f"{kind.__name__}" for kind, _ in choices]})
+    with together(group, START):
+        prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
     found = iter(_collected(generator, loader, choices, prepared, progress, checkpoint))
     matrices = [
         kind(generator, examples=loader)
