@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from nngeo_core.commands.compare import add_compare
+from nngeo_core.commands.compute import add_compute
 from nngeo_core.plugins import PluginStatus, PluginWarning, registry
 
 __all__ = ["main"]
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     plugins = commands.add_parser("plugins", help="list every plugin, what it provides, and its state")
     plugins.set_defaults(run=_plugins)
     add_compare(commands)
+    add_compute(commands)
     return parser
 
 

@@ -34,8 +34,8 @@ class PMatImplicit(LazyMatrix):
     of outputs; `vTMv` takes the forward pass alone; `trace` and `get_diag` one sweep of Jacobians. Where the directions of
     all examples are few (4096 at most, and for `solve` fewer than the parameters), `solve`, `logdet`, `sample` and the
     Frobenius norm work on their Gram matrix, and keep it, with the examples' Jacobians, until model or examples change.
-    Otherwise `solve` runs preconditioned conjugate gradients, and the others raise. Nothing is formed in parameter space but
-    by `convert("dense")`, `convert("blockdiag")` and `convert("diag")`.
+    Otherwise, and over the examples of several processes, `solve` runs preconditioned conjugate gradients, and the others
+    raise. Nothing is formed in parameter space but by `convert("dense")`, `convert("blockdiag")` and `convert("diag")`.
 
     The model as it is at the time of a call counts. Loaders are iterated anew each time, and must give the same examples,
     in whatever order; Monte-Carlo draws are functions of the examples, and so always the same.
@@ -73,6 +73,7 @@ class PMatImplicit(LazyMatrix):
         scaling: float | Tensor = 1.0,
         **options: Any,
     ) -> None:
+        self._read: int | None = None
         super().__init__(generator, data, examples, layer_collection, **options)  # type: ignore[arg-type]
         self.scaling = torch.as_tensor(scaling, dtype=self.dtype, device=self.device)
         self._row_side = RowSide(self.generator, self._batches)
@@ -130,12 +131,23 @@ class PMatImplicit(LazyMatrix):
         for batch in iterate_batches(self.data):
             seen += count_examples(batch)
             yield batch
-        if self.n_examples not in (None, seen):
+        before = self.n_examples if self.generator.group is None else self._read
+        if before not in (None, seen):
             raise ValueError(
-                f"there were {self.n_examples} examples in an earlier pass and {seen} in this one, which makes no one matrix; "
+                f"there were {before} examples in an earlier pass and {seen} in this one, which makes no one matrix; "
                 "give a loader that yields the same examples each time (no drop_last, no sampling)"
             )
-        self.n_examples = seen
+        self._read = seen
+        if self.generator.group is None:
+            self.n_examples = seen
+
+    def _count(self) -> None:
+        """Know the number of examples of all processes, once a pass over them has been made."""
+        group = self.generator.group
+        if group is not None and self.n_examples is None:
+            with group.together("counting the examples", self._read or 0) as counts:
+                pass
+            self.n_examples = sum(counts)
 
     def _mv(self, v: Tensor) -> Tensor:
         rows = v.reshape(-1, v.shape[-1])
@@ -146,11 +158,15 @@ class PMatImplicit(LazyMatrix):
         found = torch.zeros_like(rows)
         for place, row in enumerate(rows):
             found[place] = self.generator.product(self._vector(row), self._batches()).get_flat_representation()
+        if len(rows):
+            self._count()
         return found
 
     def _quadratic_form(self, v: Tensor) -> Tensor:
         def form(flat: Tensor) -> Tensor:
-            return self.generator.quadratic_form(self._vector(flat), self._batches())
+            found = self.generator.quadratic_form(self._vector(flat), self._batches())
+            self._count()
+            return found
 
         return apply_quadratic(form, self._product_rows, v) * self.scaling
 
@@ -170,6 +186,8 @@ class PMatImplicit(LazyMatrix):
         return self._few_rows("a sample").sample(self.scaling, regul, lambda shape: self._normal(shape, generator))
 
     def _few_rows(self, what: str) -> JacobianRows:
+        if self.generator.group is not None:
+            self._unsupported(f"{what} over the examples of several processes", "a factored one such as 'kfac' has it")
         rows = self._row_side.rows() if self.scaling >= 0 else None
         if rows is None:
             self._unsupported(
@@ -194,7 +212,7 @@ class PMatImplicit(LazyMatrix):
             scaling=self.scaling * scalar,
         )
 
-    def update(self, examples: Any, decay: float, progress: bool = False) -> None:
+    def update(self, examples: Any, decay: float, progress: bool = False, **options: Any) -> None:
         """Refused: nothing is stored that could be averaged.
 
         Raises:
@@ -228,6 +246,7 @@ class PMatImplicit(LazyMatrix):
                 "hutchinson_trace and hutchinson_diag estimate it, and convert('blockdiag') has it exactly",
             )
         found: list[Tensor] = collect(self.generator, self._batches(), [kind(self.layer_collection)])
+        self._count()
         return found[0]
 
     def hutchinson_trace(self, samples: int, generator: torch.Generator) -> Estimate:
@@ -291,6 +310,10 @@ class PMatImplicit(LazyMatrix):
         return {layer_id: norm * self.scaling.abs() for layer_id, norm in self._norms()[1].items()}
 
     def _norms(self) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.generator.group is not None:
+            self._unsupported(
+                "the Frobenius norm over the examples of several processes", "norm(2) takes products alone"
+            )
         rows = self._row_side.rows(signed=True)
         if rows is None:
             self._unsupported(
@@ -316,4 +339,6 @@ class PMatImplicit(LazyMatrix):
         return dict(zip(places, self._scaled_blocks(list(places.values())), strict=True))
 
     def _scaled_blocks(self, places: list[slice]) -> list[Tensor]:
-        return [block * self.scaling for block in self.generator.blocks(places, self._batches())]
+        found = self.generator.blocks(places, self._batches())
+        self._count()
+        return [block * self.scaling for block in found]

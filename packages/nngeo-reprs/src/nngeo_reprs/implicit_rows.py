@@ -66,6 +66,8 @@ class RowSide:
             signed: Whether directions with a minus sign will do.
         """
         generator, most = self._generator, self.limit + 1
+        if generator.group is not None:  # the rows are on several processes
+            return None
         if not isinstance(generator, Generator) or not self.fewer_than(most if below is None else min(below, most)):
             return None
         if self._rows is None:
@@ -75,6 +77,8 @@ class RowSide:
 
     def fewer_than(self, limit: int) -> bool:
         """Whether all examples have fewer directions than that together, from forward passes alone."""
+        if self._generator.group is not None:
+            return False
         self._look()
         if limit not in self._count:
             self._count[limit] = self._is_less(limit)

@@ -13,6 +13,7 @@ from nngeo_core.matrices.files import describe_part, restore_parts
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.operator import OperatorGenerator
 from nngeo_core.sweep.populate import collect
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.interleaving import Interleaving
@@ -305,6 +306,9 @@ class PMatMixed(PMat):
 
     def _blocks(self) -> dict[str, Tensor]:
         return self._by_layer(self._each(lambda part: part._blocks()))
+
+    def _generators(self) -> list[OperatorGenerator]:
+        return super()._generators() + [one for part in self.data for one in part._generators()]
 
     def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[Any, int | None]:
         """Each part's own average: as many sweeps as there are parts, since some of them keep what they had."""

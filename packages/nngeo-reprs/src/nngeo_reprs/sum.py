@@ -159,7 +159,7 @@ class PMatSum(LazyMatrix):
     def _averaged(self, examples: Any, decay: float, progress: bool) -> Any:
         self._unsupported("an average of a sum with new examples", "update the parts")
 
-    def update(self, examples: Any, decay: float, progress: bool = False) -> None:
+    def update(self, examples: Any, decay: float, progress: bool = False, **options: Any) -> None:
         """Refused: the parts may come from different examples.
 
         Raises:

@@ -15,6 +15,7 @@ from nngeo_core.layers.overview import Origin, layer_table
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_sources, find_sources_of
+from nngeo_core.layers.unwrapping import unwrapped
 
 __all__ = ["LayerCollection"]
 
@@ -88,6 +89,7 @@ class LayerCollection(Mapping[str, Layer]):
             >>> list(LayerCollection.from_model(model, only=["2*"]))
             ['2']
         """
+        model = unwrapped(model)
         names = {name for name, p in model.named_parameters() if p.requires_grad} if trainable_only else None
         groups = group_parameters(find_sources(model, names), names)
         groups = groups if only is None else select_groups(model, groups, only)
@@ -265,7 +267,9 @@ class LayerCollection(Mapping[str, Layer]):
             >>> [name for name, _ in layers.named_parameters(nn.Sequential(nn.Linear(3, 2)))]
             ['0.weight', '0.bias']
         """
-        return tuple((name, parameter) for _, name, parameter in match_parameters(model, self, self.parameter_names))
+        return tuple(
+            (name, parameter) for _, name, parameter in match_parameters(unwrapped(model), self, self.parameter_names)
+        )
 
     def structure(self, layer_id: str) -> Structure | None:
         """What is known of a layer's Jacobian before any batch; None if neither its rules nor its record say.

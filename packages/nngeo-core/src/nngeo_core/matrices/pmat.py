@@ -1,7 +1,7 @@
 """PMat: a d x d matrix in parameter space, whatever its representation."""
 
 from abc import abstractmethod
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import Tensor
 
@@ -12,7 +12,12 @@ from nngeo_core.linear_algebra.scipy_operator import scipy_operator
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
 from nngeo_core.matrices.spectral import SpectralOperations
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.operator import OperatorGenerator
+from nngeo_core.sweep.processes import regroup
 from nngeo_core.vectors.pvector import PVector
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["PMat"]
 
@@ -200,7 +205,15 @@ class PMat(MatrixArithmetic, SpectralOperations):
             likelihood=self.likelihood,
         )
 
-    def update(self, examples: Any, decay: float, progress: bool = False) -> None:
+    def update(
+        self,
+        examples: Any,
+        decay: float,
+        progress: bool = False,
+        *,
+        distributed: bool | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
         """Mix in the matrix of new examples, in place: M <- decay M + (1 - decay) M(examples), an exponential average.
 
         For natural gradient and online elastic weight consolidation; the model's current parameters count. `n_examples`
@@ -210,8 +223,12 @@ class PMat(MatrixArithmetic, SpectralOperations):
             examples: One batch or a loader.
             decay: Weight of the old matrix, 0 to 1.
             progress: Whether to show a progress bar for each pass.
+            distributed: Whether the processes of torch.distributed's default group share the computation; None for the
+                processes that the matrix was computed by. What is given holds for later updates too.
+            process_group: The same for another group.
 
         Raises:
+            DistributedError: The processes hold different matrices, or as for `FIM`.
             ValueError: `decay` is not between 0 and 1, or the matrix has no generator.
             UnsupportedOperationError: The representation has no averages.
         """
@@ -221,9 +238,17 @@ class PMat(MatrixArithmetic, SpectralOperations):
             raise ValueError(
                 f"this {type(self).__name__} has no generator to compute another one from examples; it was made from data"
             )
+        if distributed is not None or process_group is not None:
+            group = regroup(self._generators(), bool(distributed), process_group, "an update")
+            for name, tensor in self.tensors().items() if group is not None else ():
+                group.check_same(tensor, f"the matrix to update, by its '{name}',")
         data, count = self._averaged(examples, float(decay), progress)
         self.data = self._checked(data)
         self.n_examples = None if self.n_examples is None or count is None else self.n_examples + count
+
+    def _generators(self) -> list[OperatorGenerator]:
+        """What computes the matrix, or its parts."""
+        return [] if self.generator is None else [self.generator]
 
     def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[Any, int | None]:
         """The data of the average, and the number of new examples."""

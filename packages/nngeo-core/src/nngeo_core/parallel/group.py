@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nngeo_core.errors import DistributedError
 from nngeo_core.parallel.packing import Packed, in_buckets, number_of
+from nngeo_core.storage import tensor_bytes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -87,6 +88,20 @@ class Group:
             self.sum_(bucket.buffer, what)
             bucket.unpack()
         return whole
+
+    def check_same(self, tensor: Tensor, what: str) -> None:
+        """See that all processes have the same tensor, by its digest.
+
+        Raises:
+            DistributedError: They have different ones.
+        """
+        with self.together(what, number_of(tensor_bytes(tensor))) as digests:
+            pass
+        if len(set(digests)) > 1:
+            raise DistributedError(
+                f"{what} is not the same on all {self.size} processes, which compute one result together; where it is drawn at "
+                "random, give each of them generator=torch.Generator().manual_seed(...) with one seed, or broadcast it"
+            )
 
     def broadcast_(self, tensor: Tensor, source: int, what: str, kind: str = "broadcast") -> None:
         """Replace a tensor by that of process `source`; its bytes count as of this kind."""
@@ -165,7 +180,7 @@ class Group:
         """Exchange numbers, unless some process failed or is at another operation."""
         if self.size == 1:
             return [number]
-        states = self._numbers([number_of(what), failure is not None, number], what)
+        states = self._numbers([number_of(what.encode()), failure is not None, number], what)
         if len({operation for operation, _, _ in states}) == 1 and not any(failed for _, failed, _ in states):
             return [found for _, _, found in states]
         reason = "" if failure is None else f"{type(failure).__name__}: {failure}"

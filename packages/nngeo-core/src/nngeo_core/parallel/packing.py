@@ -86,9 +86,9 @@ def _padded(data: Tensor) -> Tensor:
     return torch.nn.functional.pad(data, (0, -len(data) % _ALIGNED))
 
 
-def number_of(text: str) -> int:
-    """A number of 63 bits that stands for a text."""
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "little") >> 1
+def number_of(data: bytes | memoryview) -> int:
+    """A number of 63 bits that stands for some bytes."""
+    return int.from_bytes(sha256(data).digest()[:8], "little") >> 1
 
 
 _ALIGNED = 64

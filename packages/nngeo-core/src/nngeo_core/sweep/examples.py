@@ -5,6 +5,7 @@ yields batches, whose elements may be nested.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from nngeo_core.likelihoods.targets import tensors
 
 __all__ = [
     "Batch",
+    "Counted",
     "call_model",
     "count_examples",
     "example_shapes",
@@ -69,6 +71,34 @@ def count_examples(batch: Batch) -> int:
             f"of shapes {shapes}. Give a loader that yields such batches"
         )
     return counts.pop()[0]
+
+
+class Counted:
+    """The batches of an iterator, counting their examples.
+
+    Attributes:
+        n: How many examples were read.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.n = 0
+
+    def any(self) -> bool:
+        """Whether there are examples: reads as far as the first batch that has some, which comes first afterwards."""
+        for batch in self._batches:
+            if count_examples(batch):
+                self._batches = chain([batch], self._batches)
+                return True
+        return False
+
+    def __iter__(self) -> "Counted":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.n += count_examples(batch)
+        return batch
 
 
 def example_shapes(batch: Batch) -> tuple[torch.Size, ...]:

@@ -1,7 +1,8 @@
 """OperatorGenerator: what has products with a matrix about a model's parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
+from nngeo_core.layers.unwrapping import unwrapped
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.autocast import callers_autocast
-from nngeo_core.sweep.examples import Batch, call_model, iterate_batches
+from nngeo_core.sweep.examples import Batch, Counted, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.checked import checked_flat
 from nngeo_core.vectors.pvector import PVector
@@ -66,7 +68,8 @@ class OperatorGenerator(ABC):
             raise ValueError(f"check is one of {_CHECKS}, got {check!r}")
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(f"memory_budget is a positive number of bytes, got {memory_budget}")
-        self.model = model
+        self.model = unwrapped(model)
+        self._wrapper = None if self.model is model else model
         self.likelihood = chosen_likelihood(likelihood)
         self.function = function
         self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
@@ -91,8 +94,43 @@ class OperatorGenerator(ABC):
         self._check_uncentred()
         flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
-            product = self._product(flat, iterate_batches(examples))
-        return PVector(self.layer_collection, product)
+            (found,) = self._averaged(
+                "a product", examples, lambda batches: [self._product(flat, batches)], [flat], flat
+            )
+        return PVector(self.layer_collection, found)
+
+    def _averaged(
+        self,
+        what: str,
+        examples: Any,
+        local: Callable[[Iterator[Batch]], list[Tensor]],
+        like: Sequence[Tensor],
+        v: Tensor | None = None,
+    ) -> list[Tensor]:
+        """What is averaged over the examples, with a group over those of all its processes.
+
+        Args:
+            what: The operation, for errors.
+            examples: One batch or a loader.
+            local: The averages over some batches.
+            like: Tensors of the results' shapes and dtypes.
+            v: What has to be the same on all processes.
+        """
+        batches, group = iterate_batches(examples), self.group
+        if group is None or group.size == 1:
+            return local(batches)
+        if v is not None:
+            group.check_same(v, f"the vector of {what}")
+        with group.together(what) as counts:
+            seen = Counted(batches)
+            found = [part * seen.n for part in local(seen)] if seen.any() else [torch.zeros_like(part) for part in like]
+            counts[0] = seen.n
+        n = sum(counts)
+        if not n:
+            raise ValueError("no process was given any examples; a matrix needs at least one")
+        for part in found:
+            group.sum_(part, what)
+        return [part / n for part in found]
 
     @abstractmethod
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
@@ -106,7 +144,11 @@ class OperatorGenerator(ABC):
         self._check_uncentred()
         flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
-            return self._quadratic_form(flat, iterate_batches(examples))
+            form = [flat.new_zeros(())]
+            (found,) = self._averaged(
+                "a quadratic form", examples, lambda batches: [self._quadratic_form(flat, batches)], form, flat
+            )
+        return found
 
     def _quadratic_form(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         """v^T M v for v of shape (d,)."""
@@ -132,8 +174,10 @@ class OperatorGenerator(ABC):
             UnsupportedOperationError: The likelihood subtracts the mean gradient.
         """
         self._check_uncentred()
+        sizes = [place.stop - place.start for place in places]
+        like = [torch.empty((), dtype=self._dtype(), device=self.device).expand(size, size) for size in sizes]
         with undisturbed(self.model, self.device), torch.no_grad():
-            return self._blocks(places, iterate_batches(examples))
+            return self._averaged("blocks", examples, lambda batches: self._blocks(places, batches), like)
 
     @abstractmethod
     def _blocks(self, places: Sequence[slice], batches: Iterable[Batch]) -> list[Tensor]:
@@ -153,7 +197,7 @@ class OperatorGenerator(ABC):
             ShapeError: The first dimension is not n, or the outputs are not what the likelihood expects.
             ValueError: `n_output` is wrong.
         """
-        with callers_autocast(self.device):
+        with callers_autocast(self.device), _uncalled(self._wrapper):
             outputs = call_model(self.model, self.function, batch)
         if outputs.shape[:1] != (n,):
             raise ShapeError(
@@ -179,6 +223,26 @@ class OperatorGenerator(ABC):
                 f"{tuple(outputs.shape)}: labels and outputs must have the same positions"
             )
         return mask
+
+
+@contextmanager
+def _uncalled(wrapper: nn.Module | None) -> Iterator[None]:
+    """Within it, a wrapper around the model raises when it is called: it would wait for the same call by other processes."""
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        raise UnsupportedOperationError(
+            f"the `function` calls the {type(module).__name__} around the model, which would exchange buffers and gradients "
+            "with other processes; let it call `model.module`"
+        )
+
+    if wrapper is None:
+        yield
+        return
+    hook = wrapper.register_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:

@@ -1,9 +1,8 @@
 """Before several processes share a computation: which ones do, that all of them mean the same, and what each may read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from hashlib import sha256
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from nngeo_core.errors import DistributedError
 from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.packing import number_of
 from nngeo_core.sweep.examples import is_one_batch
 from nngeo_core.sweep.identity import first_difference
 from nngeo_core.sweep.operator import OperatorGenerator
@@ -19,7 +19,7 @@ from nngeo_core.sweep.operator import OperatorGenerator
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["agree", "check_shard", "chosen_group", "share", "together"]
+__all__ = ["agree", "check_shard", "chosen_group", "regroup", "share", "together"]
 
 
 def chosen_group(distributed: bool, process_group: "ProcessGroup | None") -> Group | None:
@@ -63,6 +63,20 @@ def share(generator: OperatorGenerator, group: Group, what: str) -> None:
         generator.likelihood.seed, generator.likelihood.stream = seeds[0], group.rank
 
 
+def regroup(
+    generators: Sequence[OperatorGenerator], distributed: bool, process_group: "ProcessGroup | None", what: str
+) -> Group | None:
+    """Have generators go over the examples of other processes than before, from now on; takes what `chosen_group` takes."""
+    group = chosen_group(distributed, process_group)
+    for generator in generators:
+        if group is not None:
+            share(generator, group, what)
+        else:
+            generator.group, generator.likelihood = None, copy(generator.likelihood)
+            generator.likelihood.stream = 0
+    return group
+
+
 def together(group: Group | None, what: str, number: int = 0) -> AbstractContextManager[list[int]]:
     """`group.together`, or nothing if there is no group."""
     return nullcontext([number]) if group is None else group.together(what, number)
@@ -81,7 +95,7 @@ def agree(group: Group, what: str, description: Mapping[str, Any]) -> None:
         DistributedError: They are not; says in what two processes differ.
     """
     text = dumps(description, sort_keys=True).encode()
-    with group.together(what, int.from_bytes(sha256(text).digest()[:8], "little") >> 1) as digests:
+    with group.together(what, number_of(text)) as digests:
         pass
     if len(set(digests)) == 1:
         return

@@ -1,7 +1,7 @@
 """Hessian: the second derivative of the mean loss."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,12 @@ from nngeo_core.likelihoods.choice import likelihood_for_loss
 from nngeo_core.likelihoods.empirical import Loss
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.identity import computation
+from nngeo_core.sweep.processes import agree, check_shard, chosen_group, share, together
+from nngeo_core.verbs.sweep import START
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Hessian"]
 
@@ -32,6 +38,8 @@ def Hessian(
     check: str = "first-batch",
     *,
     loss: Loss | None = None,
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> Any:
     """The Hessian d^2 / d theta^2 (1/n) sum_i loss_i, by two backward passes (Pearlmutter 1994).
 
@@ -55,6 +63,8 @@ def Hessian(
             or "off".
         loss: Maps outputs (n, ...) and targets to one loss for each example, shape (n,), neither summed nor averaged over
             examples: `reduction="none"` in torch's losses.
+        distributed: As for `FIM`: the mean is over the examples of all processes.
+        process_group: As for `FIM`.
 
     Returns:
         The matrix, or a list of matrices in the order of `representation`.
@@ -72,15 +82,23 @@ def Hessian(
         >>> Hessian(model, (x, y), "dense", loss=lambda outputs, y: (outputs - y).square().sum(1)).trace()
         tensor(10.)
     """
+    group = chosen_group(distributed, process_group)
     likelihood = likelihood_for_loss(variant, loss)
     several = isinstance(representation, Sequence) and not isinstance(representation, str)
     choices: Any = representation if several else [representation]
     if not choices:
         raise ValueError("representation is an empty list; give at least one name or class")
-    kinds = [_checked_kind(choice) for choice in choices]
-    generator = registry.generator("hessian")(
-        model, likelihood, function, layer_collection, device, n_output, memory_budget, check, loss
-    )
+    with together(group, START):
+        kinds = [_checked_kind(choice) for choice in choices]
+        generator = registry.generator("hessian")(
+            model, likelihood, function, layer_collection, device, n_output, memory_budget, check, loss
+        )
+        if group is not None:
+            check_shard(loader, group)
+    if group is not None:
+        share(generator, group, START)
+        agree(group, START, {"the representations": [f"Hessian {kind.__name__}" for kind in kinds]})
+        agree(group, START, computation(generator, ()) | {"the loss": getattr(loss, "__qualname__", str(type(loss)))})
     about = f"hessian of {'a loss' if loss is not None else likelihood.name}"
     lazy = registry.representation("implicit", kind="pmat")(generator, examples=loader, likelihood=about)
     matrices = [lazy.convert(kind) for kind in kinds]

@@ -11,7 +11,7 @@ from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
-from nngeo_core.sweep.processes import agree, share, together
+from nngeo_core.sweep.processes import agree, check_shard, share, together
 
 __all__ = ["START", "swept"]
 
@@ -52,6 +52,8 @@ def swept(
         agree(group, START, {"the representations": [f"{kind.__name__}" for kind, _ in choices]})
     with together(group, START):
         prepared = [kind.prepare(generator, by_layer) for kind, by_layer in choices]
+        if group is not None:
+            check_shard(loader, group)
     found = iter(_collected(generator, loader, choices, prepared, progress, checkpoint))
     matrices = [
         kind(generator, examples=loader)
