@@ -18,11 +18,20 @@ __all__ = ["DenseMap", "PullBackDense", "PushForwardDense", "dense_jacobian"]
 
 
 def dense_jacobian(generator: Generator, examples: Recorded, progress: bool = False) -> Tensor:
-    """J, shape (c, n, d), from one sweep.
+    """J, shape (c, n, d), from one sweep; for the examples of all processes that share the computation.
 
     Raises:
         ShapeError: Examples have different numbers of outputs.
     """
+    group = generator.group
+    if group is None:
+        return _computed(generator, examples, progress)
+    with group.together("a Jacobian"):
+        mine = _computed(generator, examples, progress and group.rank == 0) if len(examples) else None
+    return torch.cat([part for part in group.gather(mine, "a Jacobian") if part is not None], 1)
+
+
+def _computed(generator: Generator, examples: Recorded, progress: bool) -> Tensor:
     sizes = {layer_id: layer.numel() for layer_id, layer in generator.layer_collection.items()}
     found, first = None, 0
     with undisturbed(generator.model, generator.device), torch.no_grad():

@@ -14,11 +14,13 @@ from nngeo_core.linear_algebra.lanczos import leading_eigenpairs
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
-from nngeo_core.vectors.fvector import FVector
-from nngeo_ntk.implicit_jacobian import count_outputs, product_dtype
-from nngeo_ntk.kernels import Buffer, compute_kernel, squared_norm
+from nngeo_core.vectors.pvector import PVector
+from nngeo_ntk.implicit_jacobian import common_outputs, product_dtype, pull_back, push_forward
+from nngeo_ntk.kernels import Buffer, squared_norm
 from nngeo_ntk.recorded import Recorded
+from nngeo_ntk.shared import shared_kernel
 
 __all__ = ["FMatImplicit", "KernelTerm"]
 
@@ -87,16 +89,18 @@ class FMatImplicit(FMat):
             columns = None if others is None else Recorded.of(generator, others)
             data = (KernelTerm(1.0, generator, Recorded.of(generator, examples), columns),)
         self.data = data
+        if data[0].generator.group is not None:
+            _ = self._outputs  # which all processes find out together
         self.method, self.progress = method, progress
 
     @cached_property
     def _outputs(self) -> int:
-        return count_outputs(self.data[0].generator, self.data[0].rows)
+        return common_outputs(self.data[0].generator, self.data[0].rows)
 
     def size(self) -> tuple[int, int, int, int]:
         """(c, n, c, n), or (c, n1, c, n2) of a cross kernel; none of it is stored."""
         rows, columns = self.data[0].rows, self.data[0].columns
-        return self._outputs, len(rows), self._outputs, len(rows if columns is None else columns)
+        return self._outputs, rows.total, self._outputs, (rows if columns is None else columns).total
 
     @property
     def symmetric(self) -> bool:
@@ -117,8 +121,8 @@ class FMatImplicit(FMat):
         return self._sum(lambda term: self._product(term, u))
 
     def _product(self, term: KernelTerm, u: Tensor) -> Tensor:
-        pulled = term.generator.vjp(FVector(_center(u) if term.centered else u), term.columns or term.rows)
-        pushed = term.generator.jvp(pulled, term.rows).vector_repr
+        pulled = pull_back(term.generator, _center(u) if term.centered else u, term.columns or term.rows)
+        pushed = push_forward(term.generator, PVector(term.generator.layer_collection, pulled), term.rows)
         return _center(pushed) if term.centered else pushed
 
     def _quadratic_form(self, u: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ class FMatImplicit(FMat):
 
     def _pulled_norm(self, term: KernelTerm, u: Tensor) -> Tensor:
         """u^T J J^T u = |J^T u|^2, by the backward pass alone."""
-        pulled = term.generator.vjp(FVector(_center(u) if term.centered else u), term.rows)
+        pulled = pull_back(term.generator, _center(u) if term.centered else u, term.rows)
         return pulled @ pulled
 
     def _trace(self) -> Tensor:
@@ -134,10 +138,13 @@ class FMatImplicit(FMat):
 
     def _trace_of(self, term: KernelTerm) -> Tensor:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
-        with undisturbed(term.generator.model, term.generator.device), torch.no_grad():
-            for batch in term.generator.stream(term.rows):
+        generator = term.generator
+        with together(generator.group, "a trace"), undisturbed(generator.model, generator.device), torch.no_grad():
+            for batch in generator.stream(term.rows):
                 for jacobian in batch.layers.values():
                     total += jacobian.squared_norm()
+        if generator.group is not None:
+            generator.group.sum_(total, "a trace")
         if not term.centered:
             return total
         c, n = self.size()[:2]
@@ -147,7 +154,7 @@ class FMatImplicit(FMat):
 
     def _norm(self) -> Tensor:
         first = self.data[0]
-        if len(self.data) > 1 or first.centered:
+        if len(self.data) > 1 or first.centered or first.generator.group is not None:
             norm: Tensor = torch.linalg.vector_norm(self.get_dense_tensor())
             return norm
         return squared_norm(first.generator, first.rows, first.columns).sqrt() * torch.as_tensor(first.scale).abs()
@@ -189,7 +196,7 @@ class FMatImplicit(FMat):
         return self._sum(self._entries)
 
     def _entries(self, term: KernelTerm) -> Tensor:
-        kernel = compute_kernel(term.generator, term.rows, term.columns, method=self.method, progress=self.progress)
+        kernel = shared_kernel(term.generator, term.rows, term.columns, method=self.method, progress=self.progress)
         return _center(_center(kernel).permute(2, 3, 0, 1)) if term.centered else kernel
 
     def _sum(self, part: Callable[[KernelTerm], Tensor]) -> Tensor:

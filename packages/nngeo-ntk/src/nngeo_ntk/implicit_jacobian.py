@@ -7,22 +7,73 @@ import torch
 from torch import Tensor
 
 from nngeo_core.conventions import result_dtype
+from nngeo_core.errors import ShapeError
 from nngeo_core.matrices.maps import JacobianMap, PullBack, PushForward
 from nngeo_core.sweep.examples import move_batch
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.fvector import FVector
 from nngeo_core.vectors.pvector import PVector
 from nngeo_ntk.dense_jacobian import dense_jacobian
 from nngeo_ntk.recorded import Recorded
 
-__all__ = ["ImplicitMap", "PullBackImplicit", "PushForwardImplicit", "count_outputs", "product_dtype"]
+__all__ = [
+    "ImplicitMap",
+    "PullBackImplicit",
+    "PushForwardImplicit",
+    "common_outputs",
+    "product_dtype",
+    "pull_back",
+    "push_forward",
+]
 
 
-def count_outputs(generator: Generator, examples: Recorded) -> int:
-    """c, from a forward pass over one example."""
-    with undisturbed(generator.model, generator.device), torch.no_grad():
-        return generator.outputs(move_batch(examples.one(0), generator.device), 1).numel()
+def common_outputs(generator: Generator, examples: Recorded, others: Recorded | None = None) -> int:
+    """c, from a forward pass over one example, and the same on all processes that share a computation.
+
+    Raises:
+        ShapeError: Two processes have examples with different numbers of outputs.
+    """
+    group, source = generator.group, others if not len(examples) and others is not None else examples
+    with together(group, "counting the outputs") as found:
+        if len(source):
+            with undisturbed(generator.model, generator.device), torch.no_grad():
+                found[0] = generator.outputs(move_batch(source.one(0), generator.device), 1).numel()
+    known = set(found) - {0} or {0}
+    if len(known) > 1:
+        raise ShapeError(
+            f"the examples of different processes have {', '.join(map(str, sorted(known)))} outputs each; a kernel or Jacobian "
+            "needs equally many. Give a `function` that returns those to compare"
+        )
+    return known.pop()
+
+
+def push_forward(generator: Generator, v: PVector, examples: Recorded) -> Tensor:
+    """J v for the examples of all processes, shape (c, n)."""
+    group = generator.group
+    if group is None:
+        return generator.jvp(v, examples).vector_repr
+    group.check_same(v.get_flat_representation(), "the vector that J multiplies")
+    with group.together("J v"):
+        mine = generator.jvp(v, examples).vector_repr if len(examples) else None
+    return torch.cat([part for part in group.gather(mine, "J v") if part is not None], 1)
+
+
+def pull_back(generator: Generator, u: Tensor, examples: Recorded) -> Tensor:
+    """J^T u, shape (d,), summed over the examples of all processes, for u of shape (c, n)."""
+    group = generator.group
+    if group is None:
+        return generator.vjp(FVector(u), examples).get_flat_representation()
+    group.check_same(u, "the vector that J^T multiplies")
+    with group.together("J^T u"):
+        mine = u[:, examples.start : examples.start + len(examples)]
+        if len(examples):
+            found = generator.vjp(FVector(mine), examples).get_flat_representation()
+        else:
+            found = torch.zeros(generator.layer_collection.numel(), dtype=product_dtype(generator), device=u.device)
+    group.sum_(found, "J^T u")
+    return found
 
 
 def product_dtype(generator: Generator) -> torch.dtype:
@@ -44,14 +95,16 @@ class ImplicitMap(JacobianMap):
         self.generator: Generator = generator
         self.layer_collection = generator.layer_collection
         self.examples = Recorded.of(generator, examples)
+        if generator.group is not None:
+            _ = self._outputs  # which all processes find out together
 
     @cached_property
     def _outputs(self) -> int:
-        return count_outputs(self.generator, self.examples)
+        return common_outputs(self.generator, self.examples)
 
     def size(self) -> tuple[int, int, int]:
         """(c, n, d)."""
-        return self._outputs, len(self.examples), self.layer_collection.numel()
+        return self._outputs, self.examples.total, self.layer_collection.numel()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +132,7 @@ class PushForwardImplicit(ImplicitMap, PushForward):
         return PullBackImplicit(self.generator, self.examples)
 
     def _mv(self, v: Tensor) -> Tensor:
-        return self.generator.jvp(PVector(self.layer_collection, vector_repr=v), self.examples).vector_repr
+        return push_forward(self.generator, PVector(self.layer_collection, vector_repr=v), self.examples)
 
 
 class PullBackImplicit(ImplicitMap, PullBack):
@@ -93,4 +146,4 @@ class PullBackImplicit(ImplicitMap, PullBack):
         return PushForwardImplicit(self.generator, self.examples)
 
     def _mv(self, u: Tensor) -> Tensor:
-        return self.generator.vjp(FVector(u), self.examples).get_flat_representation()
+        return pull_back(self.generator, u, self.examples)

@@ -24,6 +24,10 @@ class Recorded:
         generator: Whose model is left untouched while the loader is read.
         examples: One batch or a loader, read here and never again.
 
+    Attributes:
+        start: How many examples the processes before this one have, where several share a computation.
+        total: How many examples all processes have together.
+
     Raises:
         ValueError: There are no examples.
     """
@@ -32,7 +36,12 @@ class Recorded:
         with undisturbed(generator.model, generator.device), torch.no_grad():
             self.batches: list[Batch] = list(_read(examples))
         self.counts = [count_examples(batch) for batch in self.batches]
-        if not sum(self.counts):
+        self.start, self.total = 0, len(self)
+        if generator.group is not None:
+            with generator.group.together("counting the examples", len(self)) as counts:
+                pass
+            self.start, self.total = sum(counts[: generator.group.rank]), sum(counts)
+        if not self.total:
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a kernel needs at least one example")
 
     @classmethod

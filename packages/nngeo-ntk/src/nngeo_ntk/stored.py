@@ -16,7 +16,8 @@ from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
 from nngeo_core.sweep.generator import Generator
-from nngeo_ntk.kernels import Buffer, compute_kernel
+from nngeo_ntk.kernels import Buffer
+from nngeo_ntk.shared import shared_kernel
 
 __all__ = ["StoredKernel"]
 
@@ -66,7 +67,7 @@ class StoredKernel(FMat):
                 raise ValueError(
                     f"{type(self).__name__} needs a `generator` to compute its data from `examples`; got none"
                 )
-            data = compute_kernel(generator, examples, others, self.pairing, method, out, progress)
+            data = shared_kernel(generator, examples, others, self.pairing, method, out, progress)
             symmetric = others is None
         self.generator = generator
         self.data = self._checked_data(data)

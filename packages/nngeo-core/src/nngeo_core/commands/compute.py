@@ -113,8 +113,8 @@ def _check_shards(loader: Any, group: Group) -> None:
     for rank, digest in enumerate(digests):
         if digest is not None and digest in digests[:rank]:
             raise DistributedError(
-                f"processes {digests.index(digest)} and {rank} of {group.size} begin with the same batch; the target returns the "
-                "examples of its process alone: Subset(dataset, range(rank, len(dataset), processes)), with the numbers "
+                f"processes {digests.index(digest)} and {rank} of {group.size} begin with the same batch; the target returns "
+                "the examples of its process alone: Subset(dataset, range(rank, len(dataset), processes)), with the numbers "
                 "int(os.environ['RANK']) and int(os.environ['WORLD_SIZE'])"
             )
 

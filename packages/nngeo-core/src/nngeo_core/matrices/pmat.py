@@ -240,8 +240,9 @@ class PMat(MatrixArithmetic, SpectralOperations):
             )
         if distributed is not None or process_group is not None:
             group = regroup(self._generators(), bool(distributed), process_group, "an update")
-            for name, tensor in self.tensors().items() if group is not None else ():
-                group.check_same(tensor, f"the matrix to update, by its '{name}',")
+            if group is not None:
+                for name, tensor in self.tensors().items():
+                    group.check_same(tensor, f"the matrix to update, by its '{name}',")
         data, count = self._averaged(examples, float(decay), progress)
         self.data = self._checked(data)
         self.n_examples = None if self.n_examples is None or count is None else self.n_examples + count

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import isabstract
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -10,6 +10,10 @@ from torch import nn
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.plugins import registry
+from nngeo_core.verbs.sweep import shared_generator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["GramMatrix"]
 
@@ -34,6 +38,8 @@ def GramMatrix(
     progress: bool = False,
     memory_budget: int | None = None,
     check: str = "first-batch",
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> FMat:
     """The neural tangent kernel K[c, n, k, m] = (d f(x_n)_c / d theta) . (d f(x_m)_k / d theta), exactly; not averaged.
 
@@ -58,6 +64,9 @@ def GramMatrix(
         memory_budget: Bytes that the Jacobians of one chunk of examples may take, and again those that are kept; beyond,
             Jacobians are computed again, tile by tile. None for 1 GiB.
         check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
+        distributed: Whether the processes of torch.distributed's default group, each with examples of its own, share the
+            computation: the examples of all of them, those of the first process first, and the same on each.
+        process_group: The same for another group.
 
     Raises:
         PluginError: The name is unknown, or the package that provides it (nngeo-ntk) is not installed.
@@ -72,9 +81,10 @@ def GramMatrix(
         tensor([[25.,  3.],
                 [ 3.,  1.]])
     """
-    kind = _representation(representation)
-    generator = registry.generator("hooks")(
-        model, "regression", function, layer_collection, device, None, memory_budget, check
+    arguments = (model, "regression", function, layer_collection, device, None, memory_budget, check)
+    loaders = (loader,) if loader2 is None else (loader, loader2)
+    kind, generator = shared_generator(
+        lambda: _representation(representation), arguments, loaders, distributed, process_group
     )
     found: FMat = kind(generator, examples=loader, others=loader2, method=method, out=out, progress=progress)
     return found

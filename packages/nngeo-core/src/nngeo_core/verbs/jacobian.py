@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import isabstract
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,6 +10,10 @@ from torch import nn
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.matrices.maps import PushForward
 from nngeo_core.plugins import registry
+from nngeo_core.verbs.sweep import shared_generator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Jacobian"]
 
@@ -25,6 +29,8 @@ def Jacobian(
     progress: bool = False,
     memory_budget: int | None = None,
     check: str = "first-batch",
+    distributed: bool = False,
+    process_group: "ProcessGroup | None" = None,
 ) -> PushForward:
     """J[c, n] = d f(x_n)_c / d theta as an operator: `J @ v`, `J.T @ u`, `K = J @ J.T`, `F = J.T @ J / n`.
 
@@ -38,6 +44,9 @@ def Jacobian(
         progress: Whether to show a progress bar.
         memory_budget: Bytes that captured tensors may take together; None for the generator's default.
         check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
+        distributed: Whether the processes of torch.distributed's default group, each with examples of its own, share the
+            computation: the examples of all of them, those of the first process first, and the same on each.
+        process_group: The same for another group.
 
     Raises:
         PluginError: The name is unknown, or the package that provides it (nngeo-ntk) is not installed.
@@ -51,16 +60,20 @@ def Jacobian(
         >>> (J @ PVector(J.layer_collection, vector_repr=torch.tensor([1.0, 10.0]))).vector_repr
         tensor([[43.]])
     """
-    kind: Any = representation
-    if isinstance(representation, str):
-        kind = registry.representation(representation, kind="push_forward")
-    elif not (isinstance(kind, type) and issubclass(kind, PushForward) and not isabstract(kind)):
-        raise TypeError(
-            f"representation is a name or a concrete PushForward class; got {representation!r}. "
-            f"Known names: {', '.join(registry.names('representations', kind='push_forward'))}"
-        )
-    generator = registry.generator("hooks")(
-        model, "regression", function, layer_collection, device, None, memory_budget, check
+    arguments = (model, "regression", function, layer_collection, device, None, memory_budget, check)
+    kind, generator = shared_generator(
+        lambda: _representation(representation), arguments, (loader,), distributed, process_group
     )
     found: PushForward = kind(generator, examples=loader, progress=progress)
     return found
+
+
+def _representation(choice: object) -> Any:
+    if isinstance(choice, str):
+        return registry.representation(choice, kind="push_forward")
+    if isinstance(choice, type) and issubclass(choice, PushForward) and not isabstract(choice):
+        return choice
+    raise TypeError(
+        f"representation is a name or a concrete PushForward class; got {choice!r}. "
+        f"Known names: {', '.join(registry.names('representations', kind='push_forward'))}"
+    )

@@ -1,22 +1,56 @@
 """One sweep over the data for the representations that a verb was asked for."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.matrices.choice import chosen_representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.parallel.group import Group
+from nngeo_core.plugins import registry
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.checkpoint import Checkpoint
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.identity import computation
 from nngeo_core.sweep.populate import collect
-from nngeo_core.sweep.processes import agree, check_shard, share, together
+from nngeo_core.sweep.processes import agree, check_shard, chosen_group, share, together
 
-__all__ = ["START", "swept"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["START", "shared_generator", "swept"]
 
 START = "the start"
 """The operation before the first pass, which all verbs have in common: processes that are in different ones meet here."""
+
+
+def shared_generator(
+    chosen: Callable[[], Any],
+    arguments: Sequence[Any],
+    loaders: Sequence[Any],
+    distributed: bool,
+    process_group: "ProcessGroup | None",
+) -> tuple[Any, Generator]:
+    """A kernel's or a map's class, and the generator it is made by, about which all processes of a group agree.
+
+    Args:
+        chosen: Finds the class.
+        arguments: The generator's.
+        loaders: Whose examples it is about.
+        distributed: As for `FIM`.
+        process_group: As for `FIM`.
+    """
+    group = chosen_group(distributed, process_group)
+    with together(group, START):
+        kind, generator = chosen(), registry.generator("hooks")(*arguments)
+        if group is not None:
+            for loader in loaders:
+                check_shard(loader, group)
+    if group is not None:
+        share(generator, group, START)
+        agree(group, START, {"the representations": [kind.__name__], "the number of loaders": len(loaders)})
+        agree(group, START, computation(generator, ()))
+    return kind, generator
 
 
 def swept(
