@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nngeo import FIM, GGN, EmpiricalFIM, PMat
+from nngeo import FIM, GGN, EmpiricalFIM, GramMatrix, Hessian, Jacobian, PMat, PVector
+from nngeo_core.vectors.fvector import FVector
 
 N_EXAMPLES = 11
 SHARDS = {1: [11], 2: [8, 3], 3: [6, 0, 5], 4: [4, 1, 0, 6]}
@@ -76,17 +77,98 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, y, reduction="none")
 
 
-def all_matrices() -> dict[str, tuple[Tensor, int | None, list[bytes]]]:
-    """Each matrix's entries, its number of examples, and its tensors' bytes."""
-    return {name: described(F) for name, F in matrices(mine(), distributed=True).items()}
+def entries(named: dict[str, PMat]) -> dict[str, Tensor]:
+    """The entries of each matrix, its stored tensors, and the number of its examples."""
+    found = {}
+    for name, F in named.items():
+        found[name], found[f"{name} examples"] = F.get_dense_tensor(), torch.tensor([float(F.n_examples or 0)])
+        found[f"{name} stored"] = torch.cat([tensor.flatten() for tensor in F.tensors().values()])
+    return found
 
 
-def described(F: PMat) -> tuple[Tensor, int | None, list[bytes]]:
-    stored = [tensor.numpy().tobytes() for tensor in F.tensors().values()]
-    return F.get_dense_tensor(), F.n_examples, stored
+def products(loader: Any, **options: Any) -> dict[str, Tensor]:
+    """What matrices that store nothing give."""
+    F = FIM(model(), loader, "implicit", **options)
+    v = torch.linspace(-1, 2, F.size(0), dtype=torch.float64).expand(2, -1)
+    one = vector(F, v[0])
+    found = {"mv": F.mv(v), "form": F.vTMv(one), "trace": F.trace(), "diagonal": F.get_diag()}
+    found["solve"] = F.solve(v, regul=0.1)
+    found["blocks"] = torch.block_diag(*F.convert("blockdiag").data.values())
+    found["n_examples"] = torch.tensor(F.n_examples, dtype=torch.float64)
+    for choice in ("implicit", "dense", "blockdiag"):
+        H = Hessian(model(), loader, choice, loss=cross_entropy, **options)
+        found[f"Hessian {choice}"] = H.mv(v)
+    for choice in ("implicit", "dense"):
+        J = Jacobian(model(), loader, choice, **options)
+        u = outputs_like(J.size()[:2])
+        found[f"J {choice}"], found[f"J^T {choice}"] = (J @ one).vector_repr, (J.T @ u).get_flat_representation()
+        found[f"J dense from {choice}"] = J.get_dense_tensor()
+        found[f"K of {choice}"] = (J @ J.T).mv(u).vector_repr
+        found[f"F of {choice}"] = (J.T @ J / J.size()[1]).mv(v)
+    return found
+
+
+def kernels(loader: Any, other: Any, **options: Any) -> dict[str, Tensor]:
+    """Kernels of one and of two loaders."""
+    found = {}
+    for choice, budget in (("dense", None), ("dense", 700), ("blockdiag", None), ("trace", None), ("implicit", None)):
+        K = GramMatrix(network(), loader, choice, memory_budget=budget, **options)
+        found[f"{choice} {budget}"] = K.get_dense_tensor()
+    found["product"], found["norm"] = K.mv(outputs_like(K.size()[:2])).vector_repr, K.norm()
+    found["trace"], found["centred trace"] = K.trace(), K.centered().trace()
+    for choice in ("dense", "trace", "implicit"):
+        cross = GramMatrix(network(), loader, choice, loader2=other, **options)
+        found[f"cross {choice}"] = cross.get_dense_tensor()
+    found["cross product"] = cross.mv(outputs_like(cross.size()[2:])).vector_repr
+    return found
+
+
+def network() -> nn.Module:
+    """Layers of many structures: a table, positions, a normalisation, a layer that is called twice, a generic one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(4)
+        return Network().double()
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.twice = nn.Linear(4, 4)
+        self.head = nn.Bilinear(4, 4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm(inputs + self.table((inputs > 0).long().sum(1) % 3))
+        hidden = torch.tanh(self.twice(torch.tanh(self.twice(hidden))))
+        outputs: Tensor = self.head(
+            hidden, torch.tanh(nn.functional.linear(hidden, self.table.weight) @ self.table.weight)
+        )
+        return outputs
+
+
+def vector(matrix: Any, v: Tensor) -> PVector:
+    return PVector(matrix.layer_collection, vector_repr=v)
+
+
+def outputs_like(size: Any) -> FVector:
+    c, n = size
+    return FVector(torch.linspace(-2, 1, c * n, dtype=torch.float64).view(c, n))
+
+
+def other(loader: Any) -> Any:
+    """Other examples, one batch less."""
+    return [(x + 1, y) for x, y in loader[:-1]]
+
+
+def everything() -> dict[str, Any]:
+    """All that the processes compute together."""
+    results: dict[str, Any] = {**products(mine(), distributed=True)}
+    results |= kernels(mine(), other(mine()), distributed=True)
+    return results | entries(matrices(mine(), distributed=True))
 
 
 if __name__ == "__main__":
     from processes import main
 
-    main({"all_matrices": all_matrices})
+    main({"everything": everything})

@@ -76,7 +76,7 @@ class HessianGenerator(OperatorGenerator):
     ) -> None:
         super().__init__(model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
         self.loss = loss
-        self._network = Network(model, lambda batch: self.outputs(batch, count_examples(batch)))
+        self._network = Network(self.model, lambda batch: self.outputs(batch, count_examples(batch)))
         self._bytes: dict[object, int] = {}
         self._trusted: object = None
 

@@ -74,8 +74,8 @@ class HooksGenerator(Generator):
         check: str = "first-batch",
     ) -> None:
         super().__init__(model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-        self._network = Network(model, self._outputs)
-        self._first_plan = self._plan = make_plan(model, self.layer_collection)
+        self._network = Network(self.model, self._outputs)
+        self._first_plan = self._plan = make_plan(self.model, self.layer_collection)
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None

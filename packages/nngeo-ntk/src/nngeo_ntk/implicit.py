@@ -121,7 +121,8 @@ class FMatImplicit(FMat):
         return self._sum(lambda term: self._product(term, u))
 
     def _product(self, term: KernelTerm, u: Tensor) -> Tensor:
-        pulled = pull_back(term.generator, _center(u) if term.centered else u, term.columns or term.rows)
+        columns = term.rows if term.columns is None else term.columns
+        pulled = pull_back(term.generator, _center(u) if term.centered else u, columns)
         pushed = push_forward(term.generator, PVector(term.generator.layer_collection, pulled), term.rows)
         return _center(pushed) if term.centered else pushed
 

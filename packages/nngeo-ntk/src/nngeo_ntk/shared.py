@@ -44,12 +44,9 @@ def shared_kernel(
     with group.together(_WHAT):
         rows = Recorded.of(generator, examples)
         columns = None if others is None else Recorded.of(generator, others)
-    c = common_outputs(generator, rows, columns)
-    shapes: dict[Pairing, tuple[int, ...]] = {
-        "all": (c, rows.total, c, (columns or rows).total),
-        "equal": (c, rows.total, (columns or rows).total),
-        "summed": (rows.total, (columns or rows).total),
-    }
+    c, n = common_outputs(generator, rows, columns), rows.total
+    m = n if columns is None else columns.total
+    shapes: dict[Pairing, tuple[int, ...]] = {"all": (c, n, c, m), "equal": (c, n, m), "summed": (n, m)}
     job = _Job(generator, group, rows, columns, pairing, method, progress and group.rank == 0)
     return job.computed(shapes[pairing], out)
 
@@ -67,7 +64,8 @@ class _Job:
     def computed(self, shape: tuple[int, ...], out: Buffer | None) -> Tensor:
         """The kernel."""
         budget = self.generator.memory_budget or DEFAULT_MEMORY_BUDGET
-        travelling = captured(self.generator, self.rows if self.columns is None else self.columns, budget)
+        sent = self.rows if self.columns is None else self.columns
+        travelling = captured(self.generator, sent, budget)
         with self.group.together(_WHAT):
             portion = next(travelling, None)
             own = self._own(portion, budget)
@@ -79,7 +77,7 @@ class _Job:
         with self.group.together(_WHAT):
             kernel = _buffer(out, shape, reduce(torch.promote_types, dtypes), self.generator.device)
         kernel.zero_()
-        first, failure = (self.columns or self.rows).start, self._attempt(kernel, own, None, 0)
+        first, failure = sent.start, self._attempt(kernel, own, None, sent.start)
         while True:
             with self.group.together(_WHAT, int(portion is not None)) as left:
                 if failure is not None:
@@ -121,9 +119,8 @@ class _Job:
         columns = self.columns if visiting is None else visiting
         if not len(own) or (columns is not None and not len(columns)):
             return
-        start = (self.columns or self.rows).start if visiting is None else place
         mine = slice(self.rows.start, self.rows.start + len(self.rows))
-        theirs = slice(start, start + len(own if columns is None else columns))
+        theirs = slice(place, place + len(own if columns is None else columns))
         block = self._block(kernel, mine, theirs)
         replay: Any = Replay(self.generator)
         show = self.progress and visiting is None

@@ -38,7 +38,7 @@ def uniform(digests: Tensor, seed: int, shape: tuple[int, ...], first: int = 0, 
     count = torch.arange(first + 1, first + 1 + math.prod(shape), device=digests.device)
     chosen = _mixed(torch.tensor(seed, device=digests.device))
     if stream:
-        chosen = _mixed(chosen + stream * _STEP)
+        chosen = _mixed(chosen + torch.tensor(stream, device=digests.device) * _STEP)
     streams = _mixed(digests ^ chosen)
     bits = _mixed(streams.unsqueeze(1) + count * _STEP)
     return ((_shifted(bits, 11).double() + 0.5) * 2.0**-53).view(len(digests), *shape)

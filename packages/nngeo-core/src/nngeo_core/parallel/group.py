@@ -146,9 +146,10 @@ class Group:
         if self.size == 1:
             return content
         header = torch.tensor([len(content.header), content.data.numel()], dtype=torch.int64)
-        sizes = self._exchange(header, torch.empty_like(header), what)
-        text = self._exchange(content.header, torch.empty(int(sizes[0]), dtype=torch.uint8), what)
-        data = self._exchange(content.data, torch.empty(int(sizes[1]), dtype=torch.uint8, device=self.device), what)
+        sizes = self._exchange(header, torch.empty_like(header), what, "status")
+        text = self._exchange(content.header, torch.empty(int(sizes[0]), dtype=torch.uint8), what, "status")
+        theirs = torch.empty(int(sizes[1]), dtype=torch.uint8, device=self.device)
+        data = self._exchange(content.data, theirs, what, "ring")
         return Packed(text, data)
 
     @contextmanager
@@ -211,7 +212,7 @@ class Group:
             self.traffic["status"] += sum(part.nbytes for part in found)
             return [part.cpu() for part in found]
 
-    def _exchange(self, mine: Tensor, theirs: Tensor, what: str) -> Tensor:
+    def _exchange(self, mine: Tensor, theirs: Tensor, what: str, kind: str) -> Tensor:
         """Send one tensor to the next process, and fill another one from the process before."""
         ahead, behind = (dist.get_global_rank(self.process_group, (self.rank + step) % self.size) for step in (1, -1))
         sent, received = self._sendable(mine), self._sendable(theirs)
@@ -223,7 +224,7 @@ class Group:
         with self._named(what):
             for work in dist.batch_isend_irecv(transfers) if transfers else ():
                 work.wait()
-        self.traffic["ring"] += sent.nbytes
+        self.traffic[kind] += sent.nbytes
         return received.to(theirs.device)
 
     def _zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
