@@ -133,10 +133,8 @@ def test_a_process_that_ends_stops_the_others_and_leaves_checkpoints(
     for rank in (0, 2):
         met, seconds = found[rank]
         if end == "fails":
-            assert (
-                met
-                == f"DistributedError: EKFACAccumulator: pass {place} ends on all processes, because process 1 raised OSError: the disk is gone"
-            )
+            reason = "because process 1 raised OSError: the disk is gone"
+            assert met == f"DistributedError: EKFACAccumulator: pass {place} ends on all processes, {reason}"
         else:
             assert met.startswith(f"DistributedError: EKFACAccumulator: pass {place} failed on process {rank} of 3: ")
         assert seconds < 40

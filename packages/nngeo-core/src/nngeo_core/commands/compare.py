@@ -1,14 +1,13 @@
 """``nngeo compare``: `compare_representations` on what a function of the user's returns."""
 
 import argparse
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nngeo_core.commands.target import called
+from nngeo_core.commands.target import called, options_of
+from nngeo_core.commands.words import failed, in_a_folder
 from nngeo_core.errors import NNGeoError
 from nngeo_core.verbs.compare import compare_representations
 
@@ -55,17 +54,15 @@ def add_compare(commands: Any) -> None:
     )
     add("--progress", action="store_const", const=True, help="show progress bars")
     add("--output", type=_output, action="append", default=[], metavar="FILE", help="write the result: .md or .json")
-    add(
-        "--figure", type=_in_a_folder, metavar="FILE", help="draw the result: .png, .pdf or what else matplotlib writes"
-    )
+    add("--figure", type=in_a_folder, metavar="FILE", help="draw the result: .png, .pdf or what else matplotlib writes")
     parser.set_defaults(run=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     try:
-        options = _options(called(arguments.target))
+        options = options_of(called(arguments.target))
     except (ImportError, ValueError) as error:
-        return _failed(error, 2)
+        return failed("compare", error, 2)
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     options = {"representations": _REPRESENTATIONS, **options, **{k: v for k, v in given.items() if v is not None}}
     if arguments.seed is not None:
@@ -73,37 +70,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         found = compare_representations(**options)
     except (NNGeoError, ValueError) as error:
-        return _failed(error, 1)
+        return failed("compare", error, 1)
     print(found)
     for path in arguments.output:
         path.write_text(found.to_json() if path.suffix == ".json" else found.to_markdown(), encoding="utf-8")
     if arguments.figure is not None:
         found.plot().savefig(arguments.figure)
     return 0
-
-
-def _options(returned: Any) -> dict[str, Any]:
-    """The keyword arguments that a target means.
-
-    Raises:
-        ValueError: It returned something else.
-    """
-    if isinstance(returned, Mapping) and {"model", "loader"} <= returned.keys():
-        return dict(returned)
-    if isinstance(returned, tuple) and len(returned) in (2, 3):
-        model, loader, *rest = returned
-        if not rest or isinstance(rest[0], Mapping):
-            return {"model": model, "loader": loader, **(rest[0] if rest else {})}
-    given = f"({', '.join(type(part).__name__ for part in returned)})" if isinstance(returned, tuple) else returned
-    raise ValueError(
-        "the target returns (model, loader), (model, loader, options) or a mapping with the keys 'model' and 'loader'; got "
-        f"{given if isinstance(given, str) else type(given).__name__}"
-    )
-
-
-def _failed(error: Exception, status: int) -> int:
-    print(f"nngeo compare: error: {error}", file=sys.stderr)
-    return status
 
 
 def _names(text: str) -> list[str]:
@@ -118,15 +91,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _output(text: str) -> Path:
-    path = _in_a_folder(text)
+    path = in_a_folder(text)
     if path.suffix not in (".md", ".json"):
         raise argparse.ArgumentTypeError(f"an output ends with .md or .json, got {text!r}")
-    return path
-
-
-def _in_a_folder(text: str) -> Path:
-    """The path, if its folder exists: that is known before hours of computing."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
     return path

@@ -2,17 +2,16 @@
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nngeo_core.commands.target import called
+from nngeo_core.commands.target import called, options_of
+from nngeo_core.commands.words import failed, in_a_folder
 from nngeo_core.errors import DistributedError, NNGeoError
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.examples import iterate_batches
@@ -54,7 +53,7 @@ def add_compute(commands: Any) -> None:
     add = parser.add_argument
     add("--target", required=True, metavar="MODULE:FUNCTION", help="what returns the model and the data")
     add("--representation", required=True, metavar="NAME", help="such as kfac, ekfac, diag or auto")
-    add("--output", required=True, type=_in_a_folder, metavar="FILE", help="the file to write, by process 0")
+    add("--output", required=True, type=in_a_folder, metavar="FILE", help="the file to write, by process 0")
     add("--verb", choices=VERBS, help="default: FIM, or FIM_MonteCarlo with --trials")
     add("--variant", metavar="NAME", help="the likelihood (default: classif_logits)")
     add("--trials", type=int, metavar="T", help="draw T targets for each example")
@@ -72,7 +71,7 @@ def _compute(arguments: argparse.Namespace) -> int:
         try:
             options = options_of(called(arguments.target))
         except (ImportError, ValueError) as error:
-            return _failed(error, 2)
+            return failed("compute", error, 2)
         try:
             matrix = _matrix(arguments, options, group)
             if group is None or group.rank == 0:
@@ -82,7 +81,7 @@ def _compute(arguments: argparse.Namespace) -> int:
                 with group.together("writing the file"):
                     pass
         except NNGeoError as error:
-            return _failed(error, 1)
+            return failed("compute", error, 1)
     return 0
 
 
@@ -131,35 +130,3 @@ def _joined(timeout: float) -> Iterator[Group | None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=timedelta(seconds=timeout))
     yield Group()
     dist.destroy_process_group()
-
-
-def options_of(returned: Any) -> dict[str, Any]:
-    """The keyword arguments that a target means.
-
-    Raises:
-        ValueError: It returned something else.
-    """
-    if isinstance(returned, Mapping) and {"model", "loader"} <= returned.keys():
-        return dict(returned)
-    if isinstance(returned, tuple) and len(returned) in (2, 3):
-        model, loader, *rest = returned
-        if not rest or isinstance(rest[0], Mapping):
-            return {"model": model, "loader": loader, **(rest[0] if rest else {})}
-    given = f"({', '.join(type(part).__name__ for part in returned)})" if isinstance(returned, tuple) else returned
-    raise ValueError(
-        "the target returns (model, loader), (model, loader, options) or a mapping with the keys 'model' and 'loader'; got "
-        f"{given if isinstance(given, str) else type(given).__name__}"
-    )
-
-
-def _failed(error: Exception, status: int) -> int:
-    print(f"nngeo compute: error: {error}", file=sys.stderr)
-    return status
-
-
-def _in_a_folder(text: str) -> Path:
-    """The path, if its folder exists: that is known before hours of computing."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    return path

@@ -1,10 +1,11 @@
 """What `--target module:function` means: a function of the user's that returns what a command works on."""
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["called"]
+__all__ = ["called", "options_of"]
 
 
 def called(target: str) -> Any:
@@ -30,3 +31,22 @@ def called(target: str) -> Any:
     if not callable(found):
         raise ValueError(f"module {module!r} has no function {name!r}")
     return found()
+
+
+def options_of(returned: Any) -> dict[str, Any]:
+    """The keyword arguments that a target means.
+
+    Raises:
+        ValueError: It returned something else.
+    """
+    if isinstance(returned, Mapping) and {"model", "loader"} <= returned.keys():
+        return dict(returned)
+    if isinstance(returned, tuple) and len(returned) in (2, 3):
+        model, loader, *rest = returned
+        if not rest or isinstance(rest[0], Mapping):
+            return {"model": model, "loader": loader, **(rest[0] if rest else {})}
+    given = f"({', '.join(type(part).__name__ for part in returned)})" if isinstance(returned, tuple) else returned
+    raise ValueError(
+        "the target returns (model, loader), (model, loader, options) or a mapping with the keys 'model' and 'loader'; got "
+        f"{given if isinstance(given, str) else type(given).__name__}"
+    )

@@ -59,7 +59,7 @@ def swept(
     representation: Any,
     progress: bool,
     checkpoint: Checkpoint | None,
-    group: Group | None,
+    group: Group | None = None,
 ) -> PMat | list[PMat]:
     """The matrices that a generator's Jacobians sum up to, with as many passes as the neediest asks.
 
