@@ -172,9 +172,29 @@ def traffic() -> dict[str, dict[str, int]]:
     return found | {"centred": dict(F.generator.group.traffic), "Gram": dict(K.generator.group.traffic)}
 
 
+def some() -> dict[str, Any]:
+    """Two processes of three compute without the other one; and one has nobody to compute with."""
+    pair, single = dist.new_group([0, 2]), [dist.new_group([rank]) for rank in range(3)][dist.get_rank()]
+    alone = FIM(model(), data(), ["dense", "ekfac", "implicit"], process_group=single)
+    v = vector(alone[2], torch.ones(27, dtype=torch.float64))
+    found: dict[str, Any] = {"alone": alone[0].data, "product": alone[2].mv(v).get_flat_representation()}
+    F = FIM(model(), data(), "dense")
+    if dist.get_rank() == 1:
+        found["outside"] = message(lambda: FIM(model(), data(), "dense", process_group=pair))
+    else:
+        found["pair"] = FIM(model(), mine(), "dense", process_group=pair).data
+        F.update(mine(), 0.5, process_group=pair)
+        found["update"] = [F.data, F.n_examples]
+        odd = FIM(model(), data(), "dense") * (1 + dist.get_rank())
+        found["different"] = message(lambda: odd.update(mine(), 0.5, process_group=pair))
+        F.update(data(), 0.5, distributed=False)
+        found["local"] = F.n_examples
+    return found
+
+
 def sound() -> dict[str, Any]:
     """All of the above, in one start of the processes."""
-    return {work.__name__: work() for work in (disagreements, draws, wrapped, third_party, traffic)}
+    return {work.__name__: work() for work in (disagreements, draws, wrapped, third_party, traffic, some)}
 
 
 class Announced:

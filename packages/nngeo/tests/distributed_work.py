@@ -31,7 +31,13 @@ def model(norm: bool = False) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(3)
         middle = nn.LayerNorm(3) if norm else nn.Tanh()
-        return nn.Sequential(nn.Linear(4, 3), middle, nn.Linear(3, 3)).double()
+        return nn.Sequential(nn.Linear(4, 3), middle, nn.Linear(3, 3)).double().to(device())
+
+
+def device() -> torch.device:
+    """This process's GPU if the processes are joined by nccl."""
+    on_gpus = dist.is_initialized() and "nccl" in dist.get_backend_config(dist.group.WORLD)
+    return torch.device("cuda", dist.get_rank()) if on_gpus else torch.device("cpu")
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -89,7 +95,7 @@ def entries(named: dict[str, PMat]) -> dict[str, Tensor]:
 def products(loader: Any, **options: Any) -> dict[str, Tensor]:
     """What matrices that store nothing give."""
     F = FIM(model(), loader, "implicit", **options)
-    v = torch.linspace(-1, 2, F.size(0), dtype=torch.float64).expand(2, -1)
+    v = torch.linspace(-1, 2, F.size(0), dtype=torch.float64, device=device()).expand(2, -1)
     one = vector(F, v[0])
     found = {"mv": F.mv(v), "form": F.vTMv(one), "trace": F.trace(), "diagonal": F.get_diag()}
     found["solve"] = F.solve(v, regul=0.1)
@@ -127,7 +133,7 @@ def network() -> nn.Module:
     """Layers of many structures: a table, positions, a normalisation, a layer that is called twice, a generic one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(4)
-        return Network().double()
+        return Network().double().to(device())
 
 
 class Network(nn.Module):
@@ -148,12 +154,12 @@ class Network(nn.Module):
 
 
 def vector(matrix: Any, v: Tensor) -> PVector:
-    return PVector(matrix.layer_collection, vector_repr=v)
+    return PVector(matrix.layer_collection, vector_repr=v.to(device()))
 
 
 def outputs_like(size: Any) -> FVector:
     c, n = size
-    return FVector(torch.linspace(-2, 1, c * n, dtype=torch.float64).view(c, n))
+    return FVector(torch.linspace(-2, 1, c * n, dtype=torch.float64, device=device()).view(c, n))
 
 
 def other(loader: Any) -> Any:
@@ -165,7 +171,8 @@ def everything() -> dict[str, Any]:
     """All that the processes compute together."""
     results: dict[str, Any] = {**products(mine(), distributed=True)}
     results |= kernels(mine(), other(mine()), distributed=True)
-    return results | entries(matrices(mine(), distributed=True))
+    results |= entries(matrices(mine(), distributed=True))
+    return {name: tensor.cpu() for name, tensor in results.items()}
 
 
 if __name__ == "__main__":

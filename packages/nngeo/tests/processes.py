@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 __all__ = ["Failure", "main", "run"]
@@ -27,7 +28,7 @@ class Failure(Exception):
     """What a process raised, as text; or that it died."""
 
 
-def run(script: str, name: str, size: int, *arguments: str, timeout: float = 60) -> list[Any]:
+def run(script: str, name: str, size: int, *arguments: str, timeout: float = 60, backend: str = "gloo") -> list[Any]:
     """What a function of a script returns on each process; a `Failure` in place of what it raises.
 
     Args:
@@ -36,10 +37,11 @@ def run(script: str, name: str, size: int, *arguments: str, timeout: float = 60)
         size: How many processes.
         *arguments: The function's.
         timeout: That of the process group, in seconds.
+        backend: "gloo", or "nccl" with a GPU for each process.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, script, name, str(size), folder, str(timeout), *arguments]
+        command = [sys.executable, script, name, str(size), folder, str(timeout), backend, *arguments]
         done = subprocess.run(
             command,
             env=environment,
@@ -60,9 +62,9 @@ def _result(path: Path, errors: str) -> Any:
 
 def main(functions: Mapping[str, Callable[..., Any]]) -> None:
     """Run one of them in as many processes as the words of the command line say."""
-    name, size, folder, timeout, *arguments = sys.argv[1:]
+    name, size, folder, timeout, backend, *arguments = sys.argv[1:]
     context = multiprocessing.get_context("fork")
-    shared = (int(size), Path(folder), float(timeout), arguments)
+    shared = (int(size), Path(folder), float(timeout), backend, arguments)
     started = [context.Process(target=_process, args=(functions[name], rank, *shared)) for rank in range(int(size))]
     for process in started:
         process.start()
@@ -71,11 +73,14 @@ def main(functions: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def _process(
-    function: Callable[..., Any], rank: int, size: int, folder: Path, timeout: float, arguments: list[str]
+    function: Callable[..., Any], rank: int, size: int, folder: Path, timeout: float, backend: str, arguments: list[str]
 ) -> None:
     os.environ["RANK"] = str(rank)
     store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, timeout=timedelta(seconds=timeout), world_size=size, rank=rank)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, timeout=timedelta(seconds=timeout), world_size=size, rank=rank)
     try:
         result = ("result", function(*arguments))
     except Exception as error:

@@ -7,7 +7,8 @@ from torch import Tensor
 from .distributed_work import entries, kernels, matrices, other, products, shard
 from .processes import Failure, run
 
-SIZES = [2, 3, 4]
+GPUS = torch.cuda.device_count()
+JOINED = [(size, "gloo") for size in (2, 3, 4)] + [(size, "nccl") for size in (2, 3, 4) if size <= GPUS]
 TOLERANCE = 1e-12
 
 
@@ -18,12 +19,12 @@ def alone() -> dict[str, Tensor]:
     return products(loader) | entries(matrices(loader))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_all_processes_have_what_one_has(size: int, alone: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("size", "backend"), JOINED)
+def test_all_processes_have_what_one_has(size: int, backend: str, alone: dict[str, Tensor]) -> None:
     shards = [shard(size, rank) for rank in range(size)]
     joined = [batch for one in shards for batch in one]
     expected = alone | kernels(joined, [batch for one in shards for batch in other(one)])
-    found = run("distributed_work.py", "everything", size)
+    found = run("distributed_work.py", "everything", size, backend=backend)
     assert [one for one in found if isinstance(one, Failure)] == []
     for name, value in expected.items():
         assert all(torch.equal(one[name], found[0][name]) for one in found), f"{name} differs between processes"

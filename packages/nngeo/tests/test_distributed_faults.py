@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nngeo import FIM, FIM_MonteCarlo
+from nngeo import FIM, DistributedError, FIM_MonteCarlo
 
 from .distributed_work import data, model, shard
 from .processes import Failure, run
@@ -160,6 +160,26 @@ def test_a_process_dies_when_some_have_removed_their_files(tmp_path: Path) -> No
     assert [left for _, _, left in again] == [[], []]
 
 
+def test_some_of_the_processes_compute_without_the_others(sound: list[dict[str, Any]]) -> None:
+    found = [one["some"] for one in sound]
+    whole = FIM(model(), data(), "dense").data
+    for one in found:
+        assert torch.allclose(one["alone"], whole, rtol=1e-12)
+        assert torch.allclose(one["product"], whole.sum(1), rtol=1e-10, atol=1e-13)
+    assert found[1]["outside"].startswith("ValueError: process 1 is none of the given process_group")
+    for rank in (0, 2):
+        assert torch.allclose(found[rank]["pair"], whole, rtol=1e-12, atol=1e-14)  # the other process has no examples
+        matrix, n = found[rank]["update"]
+        assert torch.allclose(matrix, whole, rtol=1e-12, atol=1e-14)
+        assert (n, found[rank]["local"]) == (22, 33)
+        assert "the matrix to update, by its 'data', is not the same on all 2 processes" in found[rank]["different"]
+
+
+def test_no_process_group() -> None:
+    with pytest.raises(DistributedError, match=r"start the processes with torchrun, and call torch.distributed.init"):
+        FIM(model(), data(), "diag", distributed=True)
+
+
 def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
     d, widths, size = 27, ((5, 3), (4, 3)), 8  # (A + 1, G) of both layers, bytes of a number
     factors = sum(a * a + g * g for a, g in widths)
@@ -182,4 +202,4 @@ def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
             assert one[name]["status"] < 3000
         n = (6, 0, 5)[rank]  # what a process captures of its examples goes to one other, each tensor padded to 64 bytes
         ring = sum(-(-n * k * size // 64) * 64 for a, g in widths for k in (a - 1, 3 * g))
-        assert (one["Gram"].get("ring", 0), one["Gram"]["sum"]) == (ring, (3 * 11) ** 2 * size)
+        assert (one["Gram"].get("ring", 0), one["Gram"]["sum"]) == (max(1, ring), (3 * 11) ** 2 * size)

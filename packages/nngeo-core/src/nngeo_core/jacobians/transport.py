@@ -54,7 +54,7 @@ def _described(jacobian: LayerJacobian, tensors: list[Tensor]) -> tuple[str, lis
 
 
 def _masked(mask: Tensor | None, tensors: list[Tensor]) -> bool:
-    tensors += [] if mask is None else [mask.to(torch.uint8) if mask.dtype == torch.bool else mask]
+    tensors += [] if mask is None else [mask]
     return mask is not None
 
 

@@ -67,7 +67,8 @@ def pack(value: Any, tensors: Sequence[Tensor], device: torch.device) -> Packed:
     described = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]
     text = torch.frombuffer(bytearray(json.dumps([value, described]).encode()), dtype=torch.uint8)
     parts = [_padded(tensor.detach().contiguous().reshape(-1).view(torch.uint8)) for tensor in tensors]
-    return Packed(text, torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8, device=device))
+    nothing = torch.zeros(1, dtype=torch.uint8, device=device)  # which all the same is sent: nobody waits for less
+    return Packed(text, torch.cat(parts) if parts else nothing)
 
 
 def unpack(packed: Packed) -> tuple[Any, list[Tensor]]:
