@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,7 @@ class Group:
     def __init__(self, process_group: "ProcessGroup | None" = None, device: torch.device | str = "cpu") -> None:
         chosen = dist.group.WORLD if process_group is None else process_group
         assert chosen is not None, "torch.distributed.init_process_group() comes first"
-        self.process_group = chosen
+        self._process_group = ref(chosen)  # its threads end with torch.distributed, not with the last matrix
         self.rank = dist.get_rank(self.process_group)
         if self.rank < 0:
             raise ValueError(
@@ -47,6 +48,21 @@ class Group:
         self.size = dist.get_world_size(self.process_group)
         self.device = torch.device(device)
         self.traffic: Counter[str] = Counter()
+
+    @property
+    def process_group(self) -> "ProcessGroup":
+        """torch.distributed's.
+
+        Raises:
+            DistributedError: It was destroyed.
+        """
+        found = self._process_group()
+        if found is None:
+            raise DistributedError(
+                "the process group that this was computed by was destroyed; initialize torch.distributed again, and give "
+                "distributed=True"
+            )
+        return found
 
     def sum_(self, tensor: Tensor, what: str) -> None:
         """Replace a tensor by its sum over all processes, the same bits on each.
