@@ -39,13 +39,13 @@ class Group:
     def __init__(self, process_group: "ProcessGroup | None" = None, device: torch.device | str = "cpu") -> None:
         chosen = dist.group.WORLD if process_group is None else process_group
         assert chosen is not None, "torch.distributed.init_process_group() comes first"
-        self._process_group = ref(chosen)  # its threads end with torch.distributed, not with the last matrix
-        self.rank = dist.get_rank(self.process_group)
+        self.rank = dist.get_rank(chosen)
         if self.rank < 0:
             raise ValueError(
                 f"process {dist.get_rank()} is none of the given process_group; call this on its members alone"
             )
-        self.size = dist.get_world_size(self.process_group)
+        self._process_group = ref(chosen)  # its threads end with torch.distributed, not with the last matrix
+        self.size = dist.get_world_size(chosen)
         self.device = torch.device(device)
         self.traffic: Counter[str] = Counter()
 
