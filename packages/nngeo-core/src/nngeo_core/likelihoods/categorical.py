@@ -15,9 +15,14 @@ __all__ = ["Categorical", "ClassifLogSoftmax", "ClassifLogits"]
 class Categorical(Likelihood):
     """A class for each of T independent positions of each example; for classification there is one.
 
-    Where p = softmax(z) for the logits z of a position, its metric is L = diag(p) - p p^T, whose exact square root
-    sqrt(p_k) (e_k - p), k = 1 ... K, is never factored numerically: it stays accurate for confident logits (Martens 2020,
-    section 9.2). The metric of an example is block-diagonal: it has T K directions, each non-zero at one position.
+    Where p = softmax(z) for the logits z of a position, its metric is L = diag(p) - p p^T = R (I - r r^T) R with r = sqrt(p)
+    and R = diag(r). The reflection that takes r to -e_K (Householder 1958) has K - 1 other columns, which are orthonormal and
+    orthogonal to r: R times these is a square root of L, whose columns are
+
+        sqrt(p_k) (e_k - (p + sqrt(p_K) e_K) / (1 + sqrt(p_K))),  k = 1 ... K - 1.
+
+    Nothing is factored numerically, and 1 - p_k is the sum of the others: they stay accurate for confident logits. The metric
+    of an example is block-diagonal: it has T (K - 1) directions, each non-zero at one position.
     """
 
     class_axis: ClassVar[int]
@@ -27,15 +32,20 @@ class Categorical(Likelihood):
         return outputs.shape[self.class_axis]
 
     def n_directions(self, outputs: Tensor, targets: Any = None) -> int:
-        """One direction for each position and class, T K."""
-        return math.prod(outputs.shape[1:])
+        """T times the number of columns for one position."""
+        classes = self.n_output(outputs)
+        return math.prod(outputs.shape[1:]) // classes * self.n_columns(classes)
+
+    def n_columns(self, classes: int) -> int:
+        """Columns of the square root of one position's metric: one for each class but the last, K - 1."""
+        return classes - 1
 
     def directions(self, outputs: Tensor, targets: Any, chosen: slice) -> Tensor:
-        """Those of the chosen pairs of position (row-major) and class, the class running faster; shape (k, *outputs)."""
+        """Those of the chosen pairs of position (row-major) and column, the column running faster; shape (k, *outputs)."""
         rows = self.rows(outputs)
         n, positions, classes = rows.shape
         numbers = torch.arange(chosen.start, chosen.stop, device=outputs.device)
-        place, k = numbers // classes, numbers % classes
+        place, k = numbers // self.n_columns(classes), numbers % self.n_columns(classes)
         if positions == 1:
             return self.unrow(self.columns(rows, k).unsqueeze(2), outputs)
         spread = rows.new_zeros(len(numbers), n, positions, classes)
@@ -43,12 +53,17 @@ class Categorical(Likelihood):
         return self.unrow(spread, outputs)
 
     def columns(self, z: Tensor, k: Tensor) -> Tensor:
-        """sqrt(p_k) (e_k - p), shape (c, n, K), for classes k (c,) of logits z (n, c, K), or (n, 1, K) for all of them."""
-        log_p = z.log_softmax(2).transpose(0, 1)
-        numbers = torch.arange(len(k), device=k.device)
-        columns = -log_p.exp().expand(len(k), -1, -1)
-        columns = columns + torch.nn.functional.one_hot(k, z.shape[2]).to(columns.dtype).unsqueeze(1)
-        return columns * (log_p.expand(len(k), -1, -1)[numbers, :, k] / 2).exp().unsqueeze(2)
+        """Columns k (c,) of the square root, shape (c, n, K), for logits z (n, c, K), or (n, 1, K) for all of them."""
+        log_p, numbers = z.log_softmax(2).transpose(0, 1), torch.arange(len(k), device=k.device)
+        columns = -log_p.exp().repeat(len(k) // len(log_p), 1, 1)
+        roots = (log_p / 2).exp().expand_as(columns)
+        last = roots[..., -1]
+        columns[numbers, :, k] = 0
+        diagonal = last - columns.sum(2)  # sqrt(p_K) + 1 - p_k
+        columns[numbers, :, k] = diagonal
+        columns /= (1 + last).unsqueeze(2)
+        columns[..., -1] = -last
+        return columns.mul_(roots[numbers, :, k].unsqueeze(2))
 
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """p * (u - p.u) at each position; u is taken relative to the likeliest class, where u - p.u would cancel."""
@@ -160,6 +175,10 @@ class ClassifLogSoftmax(ClassifLogits):
                 f"variant '{self.name}' expects log-probabilities, and the exponentials of an example's outputs sum to "
                 f"{float(totals.abs().max().exp()):.3g}; end the model in log_softmax(1), or use 'classif_logits'"
             )
+
+    def n_columns(self, classes: int) -> int:
+        """One for each class."""
+        return classes
 
     def columns(self, z: Tensor, k: Tensor) -> Tensor:
         """sqrt(p_k) e_k, shape (c, n, K)."""

@@ -28,7 +28,7 @@ class SegmentationLogits(Categorical):
     Example:
         >>> outputs = torch.zeros(1, 2, 3)
         >>> SegmentationLogits().n_directions(outputs)
-        6
+        3
         >>> SegmentationLogits(255).position_mask((outputs, torch.tensor([[0, 255, 1]])))
         tensor([[ True, False,  True]])
     """
@@ -43,12 +43,13 @@ class SegmentationLogits(Categorical):
         """Outputs are (n, classes, *positions).
 
         Raises:
-            ShapeError: They are not.
+            ShapeError: They are not, or there is one class.
         """
-        if outputs.ndim < 3:
+        if outputs.ndim < 3 or outputs.shape[1] < 2:
             raise ShapeError(
-                f"variant '{self.name}' expects outputs of shape (n, classes, *positions), got {tuple(outputs.shape)}; "
-                "'classif_logits' takes (n, classes)"
+                f"variant '{self.name}' expects outputs of shape (n, classes, *positions) with two classes at least, got "
+                f"{tuple(outputs.shape)}; 'classif_logits' takes (n, classes), 'multilabel_logits' one logit for each pixel, "
+                "(n, pixels)"
             )
 
     def position_mask(self, examples: Any) -> Tensor | None:
@@ -89,12 +90,12 @@ class CausalLMLogits(Categorical):
         """Outputs are (n, T, vocabulary).
 
         Raises:
-            ShapeError: They are not.
+            ShapeError: They are not, or the vocabulary is one token.
         """
-        if outputs.ndim != 3:
+        if outputs.ndim != 3 or outputs.shape[2] < 2:
             raise ShapeError(
-                f"variant '{self.name}' expects outputs of shape (n, T, vocabulary), got {tuple(outputs.shape)}; "
-                "'classif_logits' takes (n, classes)"
+                f"variant '{self.name}' expects outputs of shape (n, T, vocabulary) with two tokens at least, got "
+                f"{tuple(outputs.shape)}; 'classif_logits' takes (n, classes)"
             )
 
     def position_mask(self, examples: Any) -> Tensor:

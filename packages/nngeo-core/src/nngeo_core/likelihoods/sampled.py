@@ -59,10 +59,10 @@ class MonteCarlo(Wrapped):
 
 
 class RandomSigns(Wrapped):
-    """L of K classes at T positions estimated from K directions, where the exact one takes T K.
+    """L of K classes at T positions estimated from K - 1 directions, where the exact one takes T (K - 1).
 
-    Direction k is sqrt(p_k) (e_k - p) at every position at once, times a random sign for each position: the terms between
-    two positions, which L does not have, are zero in expectation. An estimate, unbiased, whose signs are a function of
+    Direction k is column k of the square root at every position at once, times a random sign for each position: the terms
+    between two positions, which L does not have, are zero in expectation. An estimate, unbiased, whose signs are a function of
     `seed` and of the example's content.
 
     Args:
@@ -87,11 +87,11 @@ class RandomSigns(Wrapped):
         return digests(examples)
 
     def n_directions(self, outputs: Tensor, targets: Any = None) -> int:
-        """One direction for each class."""
-        return self.inner.n_output(outputs)
+        """One direction for each column of the square root of a position's metric."""
+        return self.inner.n_columns(self.inner.n_output(outputs))
 
     def directions(self, outputs: Tensor, targets: Any, chosen: slice) -> Tensor:
-        """The chosen classes' directions, shape (k, *outputs)."""
+        """The chosen columns, shape (k, *outputs)."""
         rows = self.inner.rows(outputs)
         n, positions, classes = rows.shape
         signs = (uniform(targets, self.seed, (positions,), stream=self.stream) < 0.5).to(rows.dtype) * 2 - 1
