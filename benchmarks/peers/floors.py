@@ -1,14 +1,16 @@
 """The floor of an operation: the matrix products and convolutions that it must do, called bare on the problem's shapes.
 
-Counted are linear layers and convolutions; attention, normalisation and activations are not, so that the floor of a
-transformer is a little too low.
+Counted are linear layers, convolutions, and the products of two activations, as in attention; normalisations, activation
+functions and eigendecompositions are not.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.peers.problem import Operation, Problem
 from benchmarks.peers.timing import plain, seconds
@@ -28,12 +30,14 @@ class Bare:
         x: Its input.
         c: The number of output directions.
         first: Whether nothing below needs a gradient.
+        wanted: Whether the operation is about its parameters.
     """
 
     module: nn.Module
     x: Tensor
     c: int
     first: bool
+    wanted: bool = True
 
     def __post_init__(self) -> None:
         self.convolution = isinstance(self.module, nn.Conv2d)
@@ -120,35 +124,92 @@ class Bare:
             self.g.T @ self.g
 
     def rotations(self) -> None:
-        """Inputs and output gradients in an eigenbasis, then as `gradients`."""
+        """Inputs and output gradients times the bases of their factors, n s A^2 + c n s G^2; then as `gradients`."""
         if self.shared:
-            width = self.patches.shape[1]
-            basis, other = (
-                torch.empty(width, width),
-                torch.empty(self.y.shape[1] if self.convolution else self.y.shape[-1], 0),
-            )
-            basis.T @ self.patches
-            size = len(other)
-            self.rows.view(-1, size, self.rows.shape[2]).transpose(1, 2) @ torch.empty(size, size)
+            width, outputs = self.patches.shape[1], self.rows.shape[1] // self.c
+            torch.ones(width, width) @ self.patches
+            torch.ones(outputs, outputs) @ self.rows.unflatten(1, (self.c, -1))
         else:
-            self.x @ torch.empty(self.x.shape[1], self.x.shape[1])
-            self.g @ torch.empty(self.g.shape[1], self.g.shape[1])
+            self.x @ torch.ones(self.x.shape[1], self.x.shape[1])
+            self.g @ torch.ones(self.g.shape[1], self.g.shape[1])
         self.gradients()
 
 
-def bare_layers(problem: Problem, m: int) -> list[Bare]:
-    """The layers of a problem with tensors of the shapes that they see for m examples."""
+@dataclass
+class BareProduct:
+    """One product of two activations, as random tensors of the shapes that m examples have.
+
+    Attributes:
+        x: Left operand.
+        y: Right operand.
+        c: The number of output directions.
+    """
+
+    x: Tensor
+    y: Tensor
+    c: int
+    wanted: bool = False
+
+    def __post_init__(self) -> None:
+        self.g = torch.randn(self.c, *self.apply().shape)
+
+    def apply(self) -> Tensor:
+        """The product."""
+        return self.x @ self.y
+
+    def backward(self, c: int) -> None:
+        """The derivatives with respect to both operands for c directions."""
+        self.g[:c] @ self.y.mT
+        self.x.mT @ self.g[:c]
+
+    def tangent(self) -> None:
+        """How it changes with both operands."""
+        self.apply()
+        self.apply()
+
+
+class Products(TorchFunctionMode):
+    """Notes the operands of matrix products that are no parameters.
+
+    Attributes:
+        seen: Pairs of operands.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("matmul", "__matmul__", "bmm") and args[0].ndim > 2 and args[1].ndim > 2:
+            self.seen.append((args[0].detach(), args[1].detach()))
+        return func(*args, **(kwargs or {}))
+
+
+def bare_layers(problem: Problem, m: int, factored: bool = False) -> list[Bare | BareProduct]:
+    """The layers and products of a problem with tensors of the shapes that they see for m examples.
+
+    Args:
+        problem: The model and its inputs.
+        m: How many of them.
+        factored: Whether the operation is about the modules that have Kronecker factors, and about all else not.
+    """
     seen: list[tuple[nn.Module, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0].detach())))
         for module in problem.model.modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) or type(module).__name__ == "Conv1D"
     ]
-    with torch.no_grad():
+    with torch.no_grad(), Products() as products:
         problem.model(problem.inputs[:m])
     for handle in handles:
         handle.remove()
-    return [Bare(module, x, problem.outputs, first=i == 0) for i, (module, x) in enumerate(seen)]
+    wanted = [not factored or isinstance(module, problem.kronecker) for module, _ in seen]
+    start, c = wanted.index(True), problem.outputs - 1  # the rank of a softmax's metric
+    layers = [
+        Bare(module, x, c, i <= start or x.data_ptr() == seen[start][1].data_ptr(), wanted[i])
+        for i, (module, x) in enumerate(seen)
+    ]
+    return [*layers, *(BareProduct(x, y, c) for x, y in products.seen)]
 
 
 STEPS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -161,6 +222,8 @@ STEPS: dict[str, tuple[tuple[str, ...], int]] = {
     "ekfac": (("apply", "backward", "factors", "apply", "backward", "rotations"), 0),
 }
 """What an operation does in each layer, and for how many directions its backward pass is; 0 for all."""
+OF_PARAMETERS = ("weight_gradient", "gradients", "traces", "factors", "rotations")
+"""The steps of the layers that the operation is about."""
 
 
 def floor(problem: Problem, name: str) -> Operation | None:
@@ -168,20 +231,21 @@ def floor(problem: Problem, name: str) -> Operation | None:
     if name not in STEPS:
         return None
     steps, directions = STEPS[name]
-    largest = max(layer.y.numel() for layer in bare_layers(problem, 1)) * problem.outputs * 4
+    factored, all_directions = "kfac" in name, problem.outputs - 1
+    largest = max(layer.g.numel() for layer in bare_layers(problem, 1, factored)) * 4
     sizes = [size for size in CHUNKS if size * largest < LARGEST // 8] or [1]
-    candidates = [_chunked(problem, steps, directions or problem.outputs, size) for size in sizes]
+    candidates = [_chunked(problem, steps, directions or all_directions, size, factored) for size in sizes]
     return min(candidates, key=lambda one: min(seconds(one) for _ in range(2)))
 
 
-def _chunked(problem: Problem, steps: tuple[str, ...], directions: int, size: int) -> Operation:
-    layers = bare_layers(problem, size)
+def _chunked(problem: Problem, steps: tuple[str, ...], directions: int, size: int, factored: bool) -> Operation:
+    layers = bare_layers(problem, size, factored)
+    work = [(layer, step) for step in steps for layer in layers if layer.wanted or step not in OF_PARAMETERS]
 
     def run() -> None:
         for _ in range(len(problem.inputs) // size):
-            for step in steps:
-                for layer in layers:
-                    method: Callable[..., object] = getattr(layer, step)
-                    method(directions) if step == "backward" else method()
+            for layer, step in work:
+                method: Callable[..., object] = getattr(layer, step)
+                method(directions) if step == "backward" else method()
 
     return plain(run)
