@@ -186,7 +186,7 @@ class PMatKFAC(KroneckerMatrix):
             found = self._spectra()[layer_id]
             damped = found.products(*factored_damping(self.data[layer_id], regul))
             check_invertible(damped, regul, f"the block of layer '{layer_id}'")
-            return EigenBlock(found.basis, 1 / damped).multiply(matrix)
+            return EigenBlock(found.basis, damped.reciprocal_()).multiply(matrix)
 
         return self._by_layer(v, divide)
 

@@ -70,7 +70,7 @@ class EigenBlock:
 
     def multiply(self, matrix: Tensor) -> Tensor:
         """The block times V (..., q, G, A)."""
-        return self.basis.matrix(self.basis.coordinates(matrix) * self.values)
+        return self.basis.matrix(self.basis.coordinates(matrix).mul_(self.values))
 
     def diagonal(self) -> Tensor:
         """The block's diagonal, shape (q, G, A)."""

@@ -80,11 +80,11 @@ class KroneckerMatrix(PMat):
 
     def _by_layer(self, v: Tensor, act: Callable[[str, Tensor], Tensor]) -> Tensor:
         """Apply a function of each layer's matrix (..., q, G, A) to v (..., d)."""
-        parts = []
+        found = torch.empty_like(v)
         for layer_id, place in self.layer_collection.slices().items():
             layout = self._layout(layer_id)
-            parts.append(layout.from_matrix(act(layer_id, layout.to_matrix(v[..., place]))))
-        return torch.cat(parts, -1)
+            layout.write(act(layer_id, layout.to_matrix(v[..., place])), found[..., place])
+        return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
         def divide(layer_id: str, matrix: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class KroneckerMatrix(PMat):
     def _inverted(self, layer_id: str, block: EigenBlock, regul: float) -> Tensor:
         damped = block.values + regul
         check_invertible(damped, regul, _name(layer_id))
-        return 1 / damped
+        return damped.reciprocal_()
 
     def _inverse(self, regul: float) -> Any:
         return self._in_eigenbasis(lambda layer_id, block: self._inverted(layer_id, block, regul))

@@ -72,6 +72,15 @@ class KroneckerLayout:
             return self.pack(matrix, None)
         return self.pack(matrix[..., :-1], matrix[..., -1])
 
+    def write(self, matrix: Tensor, flat: Tensor) -> None:
+        """Put what `from_matrix` returns into a flat (..., d), in place."""
+        if self.leading_inputs != 1:
+            flat.copy_(self.from_matrix(matrix))
+            return
+        self.unpack(flat)[0].copy_(matrix[..., : self.inputs])
+        if self.has_bias:
+            self.unpack(flat)[1].copy_(matrix[..., -1])  # type: ignore[union-attr]
+
 
 def matrix_layout(shapes: Mapping[str, tuple[int, ...]], groups: int = 1, transposed: bool = False) -> KroneckerLayout:
     """The layout of a weight, a bias or both, from the shapes in which a module stores them.

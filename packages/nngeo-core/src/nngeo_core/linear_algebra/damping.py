@@ -26,11 +26,12 @@ def check_invertible(eigenvalues: Tensor, regul: float, what: str, exact: bool =
     Raises:
         NotPositiveDefiniteError: Naming a damping that would do.
     """
-    sizes = eigenvalues.abs()
+    low, high = (float(end) for end in eigenvalues.aminmax())
+    smallest = low if low > 0 else float(eigenvalues.abs().min())
     units = 1 if regul else sum(eigenvalues.shape[-2:])  # undamped, eigenvalues are as good as their decomposition
-    smallest, rounding = float(sizes.min()), units * torch.finfo(sizes.dtype).eps * float(sizes.max())
+    rounding = units * torch.finfo(eigenvalues.dtype).eps * max(-low, high)
     if not smallest > (0.0 if exact else rounding):
-        raise _singular(what, regul, sizes.dtype, smallest, rounding * eigenvalues.numel() ** 0.5)
+        raise _singular(what, regul, eigenvalues.dtype, smallest, rounding * eigenvalues.numel() ** 0.5)
 
 
 def check_definite(eigenvalues: Tensor, regul: float, what: str, exact: bool = False) -> None:
