@@ -214,11 +214,17 @@ def test_a_batch_without_targets_is_refused(batch: Any, net: nn.Module, hooks: H
     )
 
 
-@pytest.mark.parametrize("likelihood", [GaussianLikelihood(), ClassifLogits()], ids=lambda kind: kind.name)
-def test_wrong_numbers_of_outputs_are_refused(likelihood: Likelihood, net: nn.Module, hooks: Hooks) -> None:
+@pytest.mark.parametrize(
+    ("likelihood", "directions"),
+    [(GaussianLikelihood(), 5), (ClassifLogits(), 4)],
+    ids=["regression", "classif_logits"],
+)
+def test_wrong_numbers_of_outputs_are_refused(
+    likelihood: Likelihood, directions: int, net: nn.Module, hooks: Hooks
+) -> None:
     with pytest.raises(ValueError, match="n_output=4 was given, and the model returns 5 outputs per example"):
         hooks(net, likelihood, n_output=4).jacobian(X)
-    assert hooks(net, likelihood, n_output=5).jacobian(X).total_directions == 5
+    assert hooks(net, likelihood, n_output=5).jacobian(X).total_directions == directions
 
 
 @pytest.mark.parametrize(
