@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from nngeo_core.jacobians.contraction import BLOCK_BYTES, blocks, gram_costs, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.contraction import (
+    BLOCK_BYTES,
+    blocks,
+    gram_costs,
+    grams_are_cheaper,
+    norm_by_positions_is_cheaper,
+    outputs_come_first,
+    pairs_are_cheaper,
+)
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.layout import KroneckerLayout
 from nngeo_core.testing.jacobian_contract import CONTRACTIONS
@@ -55,6 +63,28 @@ def test_second_moment_agrees_in_both_orders(chosen: bool) -> None:
     assert outputs_come_first(3, 4, s, 1) is chosen
     jacobian = kronecker(3, 4, s, 1, 3, 4)
     CONTRACTIONS["second_moment"](jacobian, jacobian)
+
+
+@pytest.mark.parametrize(
+    ("c", "s", "by_pairs"), [(3, 2, True), (3, 5, True), (3, 6, False), (9, 16, True), (9, 17, False)]
+)
+@pytest.mark.parametrize("by_positions", [True, False])
+def test_squares_agree_in_every_order(c: int, s: int, by_pairs: bool, by_positions: bool) -> None:
+    """Few positions go by pairs of them, and the trace of a large layer by their Gram matrices."""
+    outputs, inputs = (40, 30) if by_positions else (2, 2)
+    assert pairs_are_cheaper(c, s) is by_pairs
+    assert norm_by_positions_is_cheaper(c, s, outputs, inputs) is by_positions
+    CONTRACTIONS["squares"](*[kronecker(c, 4, s, 2, outputs, inputs)] * 2)
+
+
+def test_squares_by_pairs_that_cancel_are_not_negative() -> None:
+    """Opposite gradients at two positions with equal inputs: the diagonal is zero, up to round-off on one side."""
+    half = kronecker(3, 50, 1, 1, 20, 30)
+    a, g = (torch.cat((half.a, half.a), 1).float(), torch.cat((half.g, -half.g * (1 + 1e-7)), 2).float())
+    jacobian = KroneckerJacobian(a, g, half.layout)
+    assert pairs_are_cheaper(3, 2)
+    assert jacobian.sum_of_squares().min() >= 0
+    assert jacobian.squared_norm() >= 0
 
 
 @pytest.mark.parametrize("one", ["direction", "groups"])

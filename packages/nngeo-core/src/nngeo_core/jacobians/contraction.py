@@ -16,7 +16,9 @@ __all__ = [
     "comparing_is_cheaper",
     "gram_costs",
     "grams_are_cheaper",
+    "norm_by_positions_is_cheaper",
     "outputs_come_first",
+    "pairs_are_cheaper",
 ]
 
 GramMethod: TypeAlias = Literal["positions", "gradients", "products"]
@@ -24,6 +26,9 @@ GramMethod: TypeAlias = Literal["positions", "gradients", "products"]
 
 Pairing: TypeAlias = Literal["all", "equal", "summed"]
 """Which output directions of J and J' meet."""
+
+MOST_PAIRED = 16
+"""Positions up to which squares are summed by pairs of them, whose terms cancel the more the more there are."""
 
 BLOCK_BYTES = 12 * 2**20
 """Size of the temporaries that a contraction forms at once: larger ones cost more in page faults than in arithmetic."""
@@ -117,3 +122,16 @@ def outputs_come_first(c: int, n: int, s: int, q: int) -> bool:
     the inputs: n (GA)^2 multiplications in place of c n (GA)^2.
     """
     return s == 1 and q == 1 and c > 1 and n > 0
+
+
+def pairs_are_cheaper(c: int, s: int) -> bool:
+    """Whether the diagonal of J^T J is cheaper by pairs of positions than by per-example gradients.
+
+    n s (s + 1) / 2 products G A in place of c n s of them, and nothing of that size is written for each example.
+    """
+    return 0 < s <= min(MOST_PAIRED, 2 * c - 1)
+
+
+def norm_by_positions_is_cheaper(c: int, s: int, outputs: int, inputs: int) -> bool:
+    """Whether the trace of J^T J is cheaper from Gram matrices of positions than from per-example gradients."""
+    return s * (inputs + c * outputs) <= c * outputs * inputs

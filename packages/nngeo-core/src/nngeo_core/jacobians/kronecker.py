@@ -7,10 +7,17 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
-from nngeo_core.jacobians.contraction import blocks, grams_are_cheaper, outputs_come_first
+from nngeo_core.jacobians.contraction import (
+    blocks,
+    grams_are_cheaper,
+    norm_by_positions_is_cheaper,
+    outputs_come_first,
+    pairs_are_cheaper,
+)
 from nngeo_core.jacobians.gram import add_gram_of_positions_
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.jacobians.masks import joined_masks
+from nngeo_core.jacobians.squares import add_squares_by_pairs_, squared_norm_by_positions
 
 __all__ = ["KroneckerJacobian"]
 
@@ -169,7 +176,9 @@ class KroneckerJacobian(LayerJacobian):
             total.copy_(self.layout.pack(weight, bias))
 
     def _add_squares_of_gradients(self, total: Tensor) -> None:
-        """Form per-example gradients, square them, and sum them into `total` (q, G, A)."""
+        """Add to `total` (q, G, A): by pairs of positions, or form per-example gradients and square them."""
+        if pairs_are_cheaper(len(self.g), self.positions):
+            return add_squares_by_pairs_(total, self.a, self.g)
         for examples in self._example_blocks():
             for g in self.g[:, examples]:
                 total += self._gradients(g, examples).square_().sum(0)
@@ -177,6 +186,9 @@ class KroneckerJacobian(LayerJacobian):
     def squared_norm(self) -> Tensor:
         """The trace of J^T J, 0-dimensional."""
         if self.positions != 1:
+            layout = self.layout
+            if norm_by_positions_is_cheaper(len(self.g), self.positions, layout.outputs, layout.inputs):
+                return squared_norm_by_positions(self.a, self.g, layout.has_bias)
             return self.sum_of_squares().sum()
         inputs = self.a[:, 0].square().sum(-1) + self.layout.has_bias
         return (self.g[:, :, 0].square().sum((0, 3)) * inputs).sum()
