@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-__all__ = ["SIDE", "Images", "digits", "order", "tiny_imagenet"]
+__all__ = ["DEVIATION", "MEAN", "SIDE", "Images", "digits", "order", "tiny_imagenet"]
 
 SIDE = 64
 MEAN, DEVIATION = (0.480, 0.448, 0.398), (0.277, 0.269, 0.282)  # of TinyImageNet's pixels, by channel
@@ -38,7 +38,9 @@ class Images:
         """As many images of each of two classes, sorted by class, and their classes; fewer if there are no more."""
         places = [(self.targets == one).nonzero().flatten()[:each] for one in (first, second)]
         if first == second or min(map(len, places)) == 0:
-            raise ValueError(f"classes {first} and {second} have {[len(one) for one in places]} images: give two others")
+            raise ValueError(
+                f"classes {first} and {second} have {[len(one) for one in places]} images: give two others"
+            )
         return self.batch(torch.cat(places))
 
 

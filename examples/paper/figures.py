@@ -77,9 +77,7 @@ def _pair(average: Any) -> tuple[float, float] | None:
 def _line(ax: Axes, places: Sequence[float], values: Sequence[tuple[float, float] | None], label: str) -> None:
     known = [(place, *value) for place, value in zip(places, values, strict=True) if value is not None]
     means, errors = [mean for _, mean, _ in known], [error for _, _, error in known]
-    ax.errorbar(
-        [place for place, _, _ in known], means, yerr=errors, label=label, marker="o", markersize=3, capsize=2
-    )
+    ax.errorbar([place for place, _, _ in known], means, yerr=errors, label=label, marker="o", markersize=3, capsize=2)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -87,9 +85,7 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def report(
-    found: Mapping[str, RepresentationComparison], kernels: Mapping[str, KernelSnapshot], folder: Path
-) -> str:
+def report(found: Mapping[str, RepresentationComparison], kernels: Mapping[str, KernelSnapshot], folder: Path) -> str:
     """All numbers as Markdown: a section for each state, the kernels, and what the stages took."""
     parts = [f"## {point}\n\n{one.to_markdown(per_layer=False)}" for point, one in found.items()]
     if kernels:
@@ -98,7 +94,10 @@ def report(
             f"| {float(one.effective_rank):.1f} |"
             for point, one in kernels.items()
         ]
-        header = ["| state | alignment with the classes | with the first kernel | effective rank |", "|---|---:|---:|---:|"]
+        header = [
+            "| state | alignment with the classes | with the first kernel | effective rank |",
+            "|---|---:|---:|---:|",
+        ]
         parts.append("\n".join(["## Kernels\n", *header, *rows]) + "\n")
     costs = [
         f"| {stage} | {one['seconds']:.0f} | {one['processor_seconds']:.0f} | {one['largest_memory_gib']:.1f} |"

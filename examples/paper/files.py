@@ -47,4 +47,6 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     names = sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
     if names:
         differences = "; ".join(f"{name} was {there.get(name)!r} and is {wanted.get(name)!r}" for name in names)
-        raise ValueError(f"'{folder}' has results of other settings ({differences}): give another --output, or remove it")
+        raise ValueError(
+            f"'{folder}' has results of other settings ({differences}): give another --output, or remove it"
+        )

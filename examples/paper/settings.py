@@ -52,7 +52,7 @@ class Settings:
 SUBJECTS = {
     "resnet": {
         "full": Settings("resnet", steps=(0, 10, 30, 100, 300)),
-        "quick": Settings("resnet", steps=(0, 20), batch=32, examples=128, vectors=3, each=32),
+        "quick": Settings("resnet", steps=(0, 60), batch=32, examples=128, vectors=3, each=32),
     },
     "gpt2": {
         "full": Settings("gpt2", steps=(0, 100, 300, 1000, 3000), depths=(4,), widths=(96,)),

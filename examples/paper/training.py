@@ -56,15 +56,18 @@ def train(model: nn.Module, training: Training, steps: Sequence[int], folder: Pa
     if all(place.exists() for place in places.values()):
         return
     optimizer = torch.optim.SGD(model.parameters(), lr=training.rate, momentum=0.9)
-    resumed = checkpoint(folder, "training")
+    resumed, last = checkpoint(folder, "training"), max(steps)
     first = _restore(resumed, model, optimizer) if resumed.exists() else 0
-    for step in tqdm(range(first, max(steps) + 1), desc="training", unit="step", initial=first, total=max(steps) + 1):
+    if any(step < first and not place.exists() for step, place in places.items()):
+        raise ValueError(f"a state from before step {first} is gone from '{resumed.parent}': remove {resumed.name} too")
+    for step in tqdm(range(first, last + 1), desc="training", unit="step", initial=first, total=last + 1):
         if step in places and not places[step].exists():
             _write_state(model, training, places[step])
-        if step < max(steps):
+        if step < last:
             _advance(model, optimizer, training, step)
-        if (step + 1) % every == 0:
-            write_torch(resumed, {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            if (step + 1) % every == 0:
+                state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                write_torch(resumed, state)
     resumed.unlink(missing_ok=True)
 
 
