@@ -100,6 +100,12 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["develop"])
+def paper(session: nox.Session) -> None:
+    """Reproduce the paper's figures in build/paper/: `-- --quick` takes minutes, `-- --subject gpt2` or minilm goes beyond."""
+    session.run(development_python, "-m", "examples.paper", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["develop"])
 def bench(session: nox.Session) -> None:
     """Check the asv suite and run a benchmark of each kind once, here and now; nothing is recorded."""
     asv = [development_python, "-m", "asv"]

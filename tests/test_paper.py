@@ -16,11 +16,12 @@ from examples.paper.files import read_json
 from examples.paper.settings import SUBJECTS, Settings
 from examples.paper.subjects import make_subject
 from examples.paper.training import Training, checkpoint, train
+from nngeo import FMat
 
 CPU = torch.device("cpu")
-TINY = {"trials": 2, "vectors": 2, "each": 2, "examples": 4, "batch": 8}
+TINY = {"trials": 2, "vectors": 2, "each": 17, "examples": 4, "batch": 8}
 RESNET = Settings("resnet", steps=(0, 2), depths=(1, 1), widths=(2, 4, 4), **TINY)
-GPT2 = Settings("gpt2", steps=(0, 2), depths=(1,), widths=(4,), length=8, **TINY)
+GPT2 = Settings("gpt2", steps=(0, 2), depths=(1,), widths=(4,), length=8, **{**TINY, "examples": 40})
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def test_numbers_and_pictures_are_saved(finished: Path) -> None:
     }
     assert list(totals) == ["diag", "quasidiag", "kfac", "ekfac"]
     assert [abs(totals[name]["trace_error"]) < 1e-4 for name in totals] == [True, True, False, True]
+    assert FMat.load(finished / "kernel-step-2.safetensors").size() == (1, 34, 1, 34)
     assert list(finished.rglob("unfinished-*")) == []
 
 
@@ -97,7 +99,7 @@ def _training(cut_at: int | None = None) -> Training:
             raise KeyboardInterrupt
         return (torch.randn(6, 3, generator=torch.Generator().manual_seed(step)),)
 
-    return Training(batch, lambda model, batch: model(batch[0]).square().mean(), rate=0.1, calibrating=2)
+    return Training(batch, lambda model, batch: model(batch[0]).square().mean(), torch.optim.Adam, calibrating=2)
 
 
 def test_running_statistics_of_a_state_are_those_of_its_batches(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
 
 def test_language_model_and_sentence_encoder(tmp_path: Path) -> None:
     """The tied embedding has its exact block; the encoder's states are random and real weights, without any training."""
-    assert "causal_lm_logits (2 draws for each example)" in run(GPT2, tmp_path / "gpt2", CPU)
+    assert "40 examples, causal_lm_logits (2 draws for each example)" in run(GPT2, tmp_path / "gpt2", CPU)
     subject = make_subject(replace(SUBJECTS["minilm"]["quick"], examples=2), CPU)
     assert (subject.points, [len(batch) for batch in subject.examples]) == (("random", "real"), [2])
     embeddings = subject.function(subject.examples[0])

@@ -82,8 +82,7 @@ def kernels(subject: Subject, kernel: Kernel, folder: Path) -> dict[str, FMat]:
         if not path.exists():
             _load(subject, folder, point)
             with timed(folder, f"kernel at {point}"):
-                batches = kernel.examples.split(16)
-                GramMatrix(subject.model, batches, function=kernel.function, progress=True).save(path)
+                GramMatrix(subject.model, kernel.examples, function=kernel.function, progress=True).save(path)
         found[point] = FMat.load(path)
     return found
 

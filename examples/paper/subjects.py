@@ -21,7 +21,7 @@ from .training import Training, checkpoint, train
 __all__ = ["Kernel", "Subject", "make_subject"]
 
 CHUNK = 32
-"""Examples in a batch of what F is averaged over."""
+"""Examples in a batch of what is measured."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Kernel:
     """What the tangent kernel is of.
 
     Attributes:
-        examples: Sorted by class.
+        examples: Batches, sorted by class.
         labels: Their classes, the first and the second of two.
         function: One number for each example.
     """
 
-    examples: Tensor
+    examples: Sequence[tuple[Tensor, ...]]
     labels: Tensor
     function: Callable[..., Tensor]
 
@@ -57,7 +57,7 @@ class Subject:
     model: nn.Module
     points: tuple[str, ...]
     write_states: Callable[[Path], None]
-    examples: Sequence[Any]
+    examples: Sequence[tuple[Tensor, ...]]
     kroneckered: tuple[Any, ...]
     variant: str = "classif_logits"
     function: Callable[..., Tensor] | None = None
@@ -73,6 +73,11 @@ class Subject:
 def make_subject(settings: Settings, device: torch.device) -> Subject:
     """The subject that settings name, on a device."""
     return {"resnet": _resnet, "gpt2": _gpt2, "minilm": _minilm}[settings.subject](settings, device)
+
+
+def _batches(examples: Tensor) -> list[tuple[Tensor]]:
+    """Batches of one tensor each: a bare sequence of tensors of one length would be one batch of several inputs."""
+    return [(part,) for part in examples.split(CHUNK)]
 
 
 def _built(build: Callable[[], nn.Module], settings: Settings, device: torch.device) -> nn.Module:
@@ -109,17 +114,20 @@ def _resnet(settings: Settings, device: torch.device) -> Subject:
         chosen = order(len(seen.targets), settings.batch, step, settings.seed)
         return tuple(part.to(device) for part in seen.batch(chosen))
 
-    training = Training(batch, _classification_loss, rate=0.01, calibrating=-(-256 // settings.batch))
+    training = Training(batch, _classification_loss, _sgd, calibrating=-(-256 // settings.batch))
     measured, _ = seen.batch(order(len(seen.targets), settings.examples, 0, settings.seed + 1000))
     images, labels = held_out.of_classes(*settings.classes, settings.each)
     model = _built(build, settings, device)
     return Subject(
         model,
         *_trained(build, training, settings, device),
-        measured.to(device).split(CHUNK),
+        _batches(measured.to(device)),
         kroneckered=(nn.Conv2d, nn.Linear),
-        kernel=Kernel(images.to(device), labels, binary_function(model, *settings.classes)),
+        kernel=Kernel(_batches(images.to(device)), labels, binary_function(model, *settings.classes)),
     )
+
+
+_sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 
 
 def _classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -151,8 +159,8 @@ def _gpt2(settings: Settings, device: torch.device) -> Subject:
 
     return Subject(
         _built(build, settings, device),
-        *_trained(build, Training(batch, loss, rate=0.1), settings, device),
-        measured.to(device).split(CHUNK),
+        *_trained(build, Training(batch, loss, partial(torch.optim.AdamW, lr=1e-3)), settings, device),
+        _batches(measured.to(device)),
         kroneckered=(transformers.pytorch_utils.Conv1D, "transformer.wpe"),
         variant="causal_lm_logits",
     )
@@ -180,7 +188,7 @@ def _minilm(settings: Settings, device: torch.device) -> Subject:
         model,
         ("random", "real"),
         partial(_write_models, {"random": partial(_built, random, settings, device), "real": load}),
-        tokens.to(device).split(CHUNK),
+        _batches(tokens.to(device)),
         kroneckered=(nn.Linear, nn.Embedding),
         variant="regression",
         function=lambda ids: nn.functional.normalize(model(ids).last_hidden_state.mean(1), dim=1),

@@ -22,7 +22,7 @@ class Training:
     Attributes:
         batch: Maps the number of a step to its batch: the inputs first.
         loss: Maps model and batch to the loss.
-        rate: The learning rate of stochastic gradient descent with momentum 0.9.
+        optimizer: Makes the optimizer of some parameters.
         calibrating: How many batches the running statistics of batch normalisation are computed from anew for a checkpoint:
             after few steps their moving averages have not come near the statistics that the network was trained with.
     """
@@ -31,10 +31,10 @@ class Training:
         self,
         batch: Callable[[int], Batch],
         loss: Callable[[nn.Module, Batch], Tensor],
-        rate: float,
+        optimizer: Callable[..., torch.optim.Optimizer],
         calibrating: int = 0,
     ) -> None:
-        self.batch, self.loss, self.rate, self.calibrating = batch, loss, rate, calibrating
+        self.batch, self.loss, self.optimizer, self.calibrating = batch, loss, optimizer, calibrating
 
 
 def checkpoint(folder: Path, name: str) -> Path:
@@ -55,7 +55,7 @@ def train(model: nn.Module, training: Training, steps: Sequence[int], folder: Pa
     places = {step: checkpoint(folder, f"step-{step}") for step in steps}
     if all(place.exists() for place in places.values()):
         return
-    optimizer = torch.optim.SGD(model.parameters(), lr=training.rate, momentum=0.9)
+    optimizer = training.optimizer(model.parameters())
     resumed, last = checkpoint(folder, "training"), max(steps)
     first = _restore(resumed, model, optimizer) if resumed.exists() else 0
     if any(step < first and not place.exists() for step, place in places.items()):
