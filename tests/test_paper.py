@@ -169,8 +169,8 @@ def test_language_model_and_sentence_encoder(tmp_path: Path) -> None:
     """The tied embedding has its exact block; the encoder's states are random and real weights, without any training."""
     assert "40 examples, causal_lm_logits (2 draws for each example)" in run(GPT2, tmp_path / "gpt2", CPU)
     subject = make_subject(replace(SUBJECTS["minilm"]["quick"], examples=2), CPU)
-    assert (subject.points, [len(batch) for batch in subject.examples]) == (("random", "real"), [2])
-    embeddings = subject.function(subject.examples[0])
+    assert (subject.points, [batch[0].shape for batch in subject.examples]) == (("random", "real"), [(2, 16)])
+    embeddings = subject.function(*subject.examples[0])
     assert embeddings.shape == (2, 384)
     assert embeddings.norm(dim=1).tolist() == pytest.approx([1, 1])
 
