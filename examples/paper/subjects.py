@@ -114,7 +114,7 @@ def _resnet(settings: Settings, device: torch.device) -> Subject:
         chosen = order(len(seen.targets), settings.batch, step, settings.seed)
         return tuple(part.to(device) for part in seen.batch(chosen))
 
-    training = Training(batch, _classification_loss, _sgd, calibrating=-(-256 // settings.batch))
+    training = Training(batch, _classification_loss, _adam, calibrating=-(-256 // settings.batch))
     measured, _ = seen.batch(order(len(seen.targets), settings.examples, 0, settings.seed + 1000))
     images, labels = held_out.of_classes(*settings.classes, settings.each)
     model = _built(build, settings, device)
@@ -127,7 +127,7 @@ def _resnet(settings: Settings, device: torch.device) -> Subject:
     )
 
 
-_sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+_adam = partial(torch.optim.AdamW, lr=1e-3)
 
 
 def _classification_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -159,7 +159,7 @@ def _gpt2(settings: Settings, device: torch.device) -> Subject:
 
     return Subject(
         _built(build, settings, device),
-        *_trained(build, Training(batch, loss, partial(torch.optim.AdamW, lr=1e-3)), settings, device),
+        *_trained(build, Training(batch, loss, _adam), settings, device),
         _batches(measured.to(device)),
         kroneckered=(transformers.pytorch_utils.Conv1D, "transformer.wpe"),
         variant="causal_lm_logits",
