@@ -22,6 +22,8 @@ class Settings:
         examples: How many the Fisher matrices are of.
         trials: Targets drawn for each of them.
         vectors: How many vectors on the unit sphere are averaged over.
+        dampings: Values of r, in units of the mean eigenvalue of F: from that of its d eigenvalues, nearly all of them zero, to
+            that of the few that are not.
         classes: The two classes that kernels are of.
         each: How many held-out images of each of them, at most.
         depths: Blocks in each stage.
@@ -37,6 +39,7 @@ class Settings:
     examples: int = 512
     trials: int = 5
     vectors: int = 10
+    dampings: tuple[float, ...] = (1.0, 1e1, 1e2, 1e3, 1e4)
     classes: tuple[int, int] = (3, 5)
     each: int = 50
     depths: tuple[int, ...] = (3, 4, 6, 3)

@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from nngeo import (
+    FIM_MonteCarlo,
     FMat,
     FVector,
     GramMatrix,
@@ -57,21 +59,32 @@ def comparisons(subject: Subject, settings: Settings, folder: Path) -> dict[str,
         if not path.exists():
             _load(subject, folder, point)
             with timed(folder, f"comparison at {point}"):
-                comparison = compare_representations(
-                    subject.model,
-                    subject.examples,
-                    subject.representations,
-                    variant=subject.variant,
-                    function=subject.function,
-                    progress=True,
-                    trials=settings.trials,
-                    vectors=settings.vectors,
-                    per_layer=False,
-                    generator=torch.Generator().manual_seed(settings.seed),
-                )
-                write_json(path, comparison.to_dict())
+                write_json(path, _compared(subject, settings).to_dict())
         found[point] = RepresentationComparison.from_dict(read_json(path))
     return found
+
+
+def _compared(subject: Subject, settings: Settings) -> RepresentationComparison:
+    """The dampings are known once the trace is, of the same draws."""
+    options: dict[str, Any] = {
+        "variant": subject.variant,
+        "function": subject.function,
+        "trials": settings.trials,
+    }
+    seeded = torch.Generator().manual_seed
+    exact = FIM_MonteCarlo(subject.model, subject.examples, "implicit", generator=seeded(settings.seed), **options)
+    mean = float(exact.trace()) / exact.size()[0]
+    return compare_representations(
+        subject.model,
+        subject.examples,
+        subject.representations,
+        dampings=[mean * factor for factor in settings.dampings],
+        vectors=settings.vectors,
+        per_layer=False,
+        progress=True,
+        generator=seeded(settings.seed),
+        **options,
+    )
 
 
 def kernels(subject: Subject, kernel: Kernel, folder: Path) -> dict[str, FMat]:
