@@ -101,7 +101,7 @@ def test_commands_name_what_there_is(page: Path) -> None:
 def test_ci_runs_every_session_but_those_that_are_asked_for() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     run = {name for names in re.findall(r"nox -s ([a-z_ ]+)", script) for name in names.split()}
-    asked_for = {"bench_compare", "bench_publish", "develop", "minimums", "peers"}
+    asked_for = {"bench_compare", "bench_publish", "develop", "minimums", "paper", "peers"}
     assert run == {name for name in SESSIONS if name not in asked_for}
 
 

@@ -183,7 +183,7 @@ def test_no_process_group() -> None:
 def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
     d, widths, size = 27, ((5, 3), (4, 3)), 8  # (A + 1, G) of both layers, bytes of a number
     factors = sum(a * a + g * g for a, g in widths)
-    rows = sum(min(3 * n, d) for n in (6, 5))
+    rows = sum(min(2 * n, d) for n in (6, 5))  # K - 1 directions
     expected = {
         "dense": {"sum": d * d * size},
         "blockdiag": {"sum": sum((a * g) ** 2 for a, g in widths) * size},
