@@ -75,9 +75,11 @@ def _pair(average: Any) -> tuple[float, float] | None:
 
 
 def _line(ax: Axes, places: Sequence[float], values: Sequence[tuple[float, float] | None], label: str) -> None:
+    """Dashed for the second of two representations that are often nearly equal, so that the first one shows."""
     known = [(place, *value) for place, value in zip(places, values, strict=True) if value is not None]
-    means, errors = [mean for _, mean, _ in known], [error for _, _, error in known]
-    ax.errorbar([place for place, _, _ in known], means, yerr=errors, label=label, marker="o", markersize=3, capsize=2)
+    xs, means, errors = zip(*known, strict=True) if known else ((), (), ())
+    style = "--" if label in ("quasidiag", "ekfac") else "-"
+    ax.errorbar(xs, means, yerr=errors, label=label, linestyle=style, marker="o", markersize=3, capsize=2)
 
 
 def _save(figure: Figure, path: Path) -> None:
