@@ -20,6 +20,7 @@ from nngeo import (
     FIM_MonteCarlo,
     GramMatrix,
     Hessian,
+    Jacobian,
     JacobianBatch,
     LayerCollection,
     PVector,
@@ -41,6 +42,12 @@ def message(call: Callable[[], Any]) -> str:
 def one_differs(usual: Any, odd: Any) -> Any:
     """The odd value on process 1, else the usual one."""
     return odd if dist.get_rank() == 1 else usual
+
+
+def broken() -> Iterator[Any]:
+    """A loader whose file is lost on the way."""
+    yield from mine()
+    raise OSError("the disk is gone")
 
 
 def disagreements() -> dict[str, str]:
@@ -72,6 +79,9 @@ def disagreements() -> dict[str, str]:
         "bad batch": fim(loader=one_differs(mine(), wide)),
         "bad batch of a kernel": lambda: GramMatrix(model(), one_differs(mine(), wide), distributed=True),
         "bad batch of a product": lambda: FIM(model(), one_differs(mine(), wide), "implicit", distributed=True).trace(),
+        "decay": lambda: FIM(model(), **together).update(mine(), one_differs(0.5, 0.25)),
+        "broken loader": lambda: GramMatrix(model(), one_differs(mine(), broken()), "implicit", distributed=True),
+        "broken loader of a map": lambda: Jacobian(model(), one_differs(mine(), broken()), "dense", distributed=True),
         "dropout": fim(model=dropout),
         "padding": fim(loader=sampled),
         "vector": lambda: F.mv(vector(F, v)),

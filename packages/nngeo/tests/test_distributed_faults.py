@@ -32,6 +32,7 @@ def sound() -> list[dict[str, Any]]:
 
 
 DIFFERENCES = {
+    "decay": "an update: processes 0 and 1 are not about the same computation; it differs in the decay",
     "parameters": "it differs in the parameters and buffers: ",
     "dtype": "it differs in the dtypes (0.weight): torch.float32 there, torch.float64 here",
     "layers": "it differs in the layers: nothing there, ['2', 'LinearLayer(",
@@ -58,6 +59,11 @@ FAILURES = {
     ),
     "bad batch of a kernel": ("RuntimeError: mat1 and mat2", "because process 1 raised RuntimeError: mat1 and mat2"),
     "bad batch of a product": ("RuntimeError: mat1 and mat2", "because process 1 raised RuntimeError: mat1 and mat2"),
+    "broken loader": (
+        "OSError: the disk is gone",
+        "reading the examples ends on all processes, because process 1 raised OSError",
+    ),
+    "broken loader of a map": ("OSError: the disk is gone", "because process 1 raised OSError"),
     "dropout": (
         "UnsupportedLayerError: '1' (Dropout)",
         "because process 1 raised UnsupportedLayerError: '1' (Dropout)",

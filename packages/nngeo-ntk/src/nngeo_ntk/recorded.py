@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches, select_examples
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
 
 __all__ = ["NO_OUTPUTS", "Recorded"]
@@ -33,14 +34,13 @@ class Recorded:
     """
 
     def __init__(self, generator: Generator, examples: Any) -> None:
-        with undisturbed(generator.model, generator.device), torch.no_grad():
-            self.batches: list[Batch] = list(_read(examples))
-        self.counts = [count_examples(batch) for batch in self.batches]
-        self.start, self.total = 0, len(self)
-        if generator.group is not None:
-            with generator.group.together("counting the examples", len(self)) as counts:
-                pass
-            self.start, self.total = sum(counts[: generator.group.rank]), sum(counts)
+        group = generator.group
+        with together(group, "reading the examples") as counts:
+            with undisturbed(generator.model, generator.device), torch.no_grad():
+                self.batches: list[Batch] = list(_read(examples))
+            self.counts = [count_examples(batch) for batch in self.batches]
+            counts[:] = [len(self)]
+        self.start, self.total = sum(counts[: 0 if group is None else group.rank]), sum(counts)
         if not self.total:
             raise ValueError(f"no examples: {type(examples).__name__} is empty; a kernel needs at least one example")
 

@@ -41,9 +41,8 @@ def shared_kernel(
     group = generator.group
     if group is None or group.size == 1:
         return compute_kernel(generator, examples, others, pairing, method, out, progress)
-    with group.together(_WHAT):
-        rows = Recorded.of(generator, examples)
-        columns = None if others is None else Recorded.of(generator, others)
+    rows = Recorded.of(generator, examples)
+    columns = None if others is None else Recorded.of(generator, others)
     c, n = common_outputs(generator, rows, columns), rows.total
     m = n if columns is None else columns.total
     shapes: dict[Pairing, tuple[int, ...]] = {"all": (c, n, c, m), "equal": (c, n, m), "summed": (n, m)}

@@ -13,7 +13,7 @@ from nngeo_core.matrices.arithmetic import MatrixArithmetic
 from nngeo_core.matrices.spectral import SpectralOperations
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.operator import OperatorGenerator
-from nngeo_core.sweep.processes import regroup
+from nngeo_core.sweep.processes import agree, regroup
 from nngeo_core.vectors.pvector import PVector
 
 if TYPE_CHECKING:
@@ -243,6 +243,9 @@ class PMat(MatrixArithmetic, SpectralOperations):
             if group is not None:
                 for name, tensor in self.tensors().items():
                     group.check_same(tensor, f"the matrix to update, by its '{name}',")
+        for generator in self._generators():
+            if generator.group is not None:
+                agree(generator.group, "an update", {"the decay": float(decay)})
         data, count = self._averaged(examples, float(decay), progress)
         self.data = self._checked(data)
         self.n_examples = None if self.n_examples is None or count is None else self.n_examples + count
