@@ -108,3 +108,8 @@ def test_no_file_refers_to_what_lies_outside_the_repository() -> None:
     hits = [relative(path) for path in paths if outside.search(path.read_bytes().decode(errors="replace"))]
     assert "LICENSE" in names
     assert hits == []
+
+
+def test_no_generated_file_is_kept() -> None:
+    listing = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.decode() == ""
