@@ -18,6 +18,8 @@ from nngeo import FIM, ClassifLogits, GramMatrix, LayerCollection, random_pvecto
 from nngeo_core.plugins import registry
 
 EXAMPLES, BATCH, CLASSES = 256, 64, 10
+RANK = CLASSES - 1
+"""That of a softmax's metric: so many directions the exact Fisher matrix has; a kernel has one for each output."""
 Operation = Callable[[], object]
 
 
@@ -55,16 +57,14 @@ class BareLayer:
     first: bool
 
     def __post_init__(self) -> None:
-        m = len(self.x)
+        m, c = len(self.x), len(self.g) // len(self.x)
         self.weight = self.layer.weight.detach()
         self.g_one = self.g[:m]
         if isinstance(self.layer, nn.Conv2d):
             self.patches = nn.functional.unfold(self.x, 3, padding=1)  # (m, A, s)
             self.columns = self.patches.transpose(0, 1).flatten(1).contiguous()  # (A, m s)
-            self.rows = (
-                self.g.unflatten(0, (CLASSES, m)).transpose(0, 1).flatten(3).flatten(1, 2).contiguous()
-            )  # (m, c G, s)
-            self.many_x = torch.randn(CLASSES * m, *self.x.shape[1:])
+            self.rows = self.g.unflatten(0, (c, m)).transpose(0, 1).flatten(3).flatten(1, 2).contiguous()  # (m, c G, s)
+            self.many_x = torch.randn(c * m, *self.x.shape[1:])
 
     def forward(self) -> None:
         """The layer on m examples."""
@@ -131,36 +131,37 @@ class BareLayer:
         """Both Kronecker factors."""
         if isinstance(self.layer, nn.Conv2d):
             self.columns @ self.columns.T
-            self.rows.unflatten(1, (CLASSES, -1)) @ self.rows.unflatten(1, (CLASSES, -1)).mT
+            rows = self.rows.unflatten(1, (-1, self.weight.shape[0]))
+            rows @ rows.mT
         else:
             self.x.T @ self.x
             self.g.T @ self.g
 
 
-def bare_layers(model: nn.Sequential, x: Tensor) -> list[BareLayer]:
-    """The layers of a model with tensors of the shapes that they see for the examples x."""
+def bare_layers(model: nn.Sequential, x: Tensor, directions: int) -> list[BareLayer]:
+    """The layers of a model with tensors of the shapes that they see for the examples x and a number of directions."""
     found: list[BareLayer] = []
     with torch.no_grad():
         for module in model:
             y = module(x)
             if isinstance(module, nn.Linear | nn.Conv2d):
-                found.append(BareLayer(module, x, torch.randn(CLASSES * len(y), *y.shape[1:]), first=not found))
+                found.append(BareLayer(module, x, torch.randn(directions * len(y), *y.shape[1:]), first=not found))
             x = y
     return found
 
 
 def floors(model: nn.Sequential, x: Tensor) -> dict[str, Operation]:
-    """The bare products of each operation for the examples x, all directions together."""
-    layers = bare_layers(model, x)
+    """The bare products of each operation for the examples x, all directions of the metric together."""
+    layers = bare_layers(model, x, RANK)
 
-    def run(*steps: str, directions: int = CLASSES) -> None:
+    def run(*steps: str, directions: int = RANK) -> None:
         for step in steps:
             for layer in layers:
                 getattr(layer, step)(directions) if step == "backward" else getattr(layer, step)()
 
     @cache
     def rows() -> Tensor:
-        return torch.randn(CLASSES * len(x), sum(p.numel() for p in model.parameters()))
+        return torch.randn(RANK * len(x), sum(p.numel() for p in model.parameters()))
 
     def dense() -> None:
         run("forward", "backward")
@@ -188,11 +189,11 @@ def fastest_gram_floor(model: nn.Sequential, x: Tensor) -> Operation:
     """The bare products of a Gram matrix: chunks of the size, and blocks of the width, that serve it best."""
     chunks = []
     for size in (4, 8, 16, 32, 64, len(x)):
-        layers = bare_layers(model, x[:size])
+        layers = bare_layers(model, x[:size], CLASSES)
         chunks.append(lambda layers=layers, size=size: [_derive(layers) for _ in range(len(x) // size)])
     wholes = []
     for width in (64, 128, 256):
-        products = [layer.gram(width) for layer in bare_layers(model, x)]
+        products = [layer.gram(width) for layer in bare_layers(model, x, CLASSES)]
         wholes.append(lambda products=products: [product() for product in products])
     derive, multiply = (min(some, key=lambda one: min(seconds(one) for _ in range(3))) for some in (chunks, wholes))
     return lambda: (derive(), multiply())

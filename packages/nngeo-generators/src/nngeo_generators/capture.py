@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -174,6 +175,7 @@ class Capture:
                 f"layer '{layer_id}': {reason}. Mend the model, or leave this layer out of the layer collection"
             )
 
+    @cached_property
     def footprint(self) -> Footprint:
         """Bytes of inputs and of one direction's gradients, from a pass over one example.
 

@@ -6,13 +6,13 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NNGeoError, UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.layers.collection import LayerCollection
-from nngeo_core.sweep.examples import Batch, count_examples, select_examples
+from nngeo_core.sweep.examples import Batch, count_examples, map_tensors, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture
 from nngeo_generators.graph import coarsest, keeps_precision
@@ -65,7 +65,7 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tenso
         if alone is not None and some.start == n - 1:
             found = alone
         else:
-            examples = tree_map_only(Tensor, Tensor.contiguous, select_examples(batch, some))
+            examples = map_tensors(select_examples(batch, some), Tensor.contiguous)
             found = outputs_alone(network, examples, batch)
         if differ(found.detach(), outputs[some], computed):
             check_repeatable(network(batch), outputs, computed)

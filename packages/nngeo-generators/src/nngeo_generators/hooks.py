@@ -214,7 +214,7 @@ class HooksGenerator(Generator):
                 alone, graph = measure_graph(partial(self._capture, last), self.model.parameters())
             alone.raise_refused()
             directions, _ = self.count_directions(alone.outputs.detach(), last.batch)
-            self._chunks[shapes] = choose_chunks(alone.footprint(), directions, self.device, self._budget, graph)
+            self._chunks[shapes] = choose_chunks(alone.footprint, directions, self.device, self._budget, graph)
         return self._chunks[shapes]
 
     def _graph(self, part: Part) -> Graph:
@@ -272,7 +272,7 @@ class HooksGenerator(Generator):
         """What the examination takes for each example: three graphs, and the layers' Jacobians of two directions."""
         graph = self._graph(part)
         try:
-            one = None if self._alone is None else self._alone[1].footprint()
+            one = None if self._alone is None else self._alone[1].footprint
         except UnsupportedLayerError:  # the examination mends it, or says why not
             one = self._alone = None
         jacobians = 0 if one is None else one.inputs + 2 * (one.gradients + IN_FLIGHT * graph.largest)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from nngeo_core.sweep.examples import Batch, select_examples
+from nngeo_core.sweep.examples import Batch, map_tensors, select_examples
 
 __all__ = ["Part", "join"]
 
@@ -48,7 +48,7 @@ def join(arriving: Iterable[tuple[Part, int]]) -> Iterator[Part]:
 
 def _kept(part: Part) -> Part:
     """With tensors of its own: a loader may fill the same memory with the next batch."""
-    return Part(tree_map_only(Tensor, Tensor.clone, part.batch), part.numbers)
+    return Part(map_tensors(part.batch, Tensor.clone), part.numbers)
 
 
 def _alike(first: Batch, second: Batch) -> bool:

@@ -53,5 +53,5 @@ def nngeo_layer_rules() -> list[LayerRule]:
 @hookimpl(trylast=True)
 def nngeo_resolve_rule(module: nn.Module) -> LayerRule:
     """The rule of a layer of transformers, recognised without importing that library; the generic way for all else."""
-    rules = (RMSNormLikeRule(), TransformersConv1DRule())
-    return next((rule for rule in rules if rule.recognizes(module)), generic_rule(module))
+    known = next((rule for rule in (RMSNormLikeRule(), TransformersConv1DRule()) if rule.recognizes(module)), None)
+    return generic_rule(module) if known is None else known

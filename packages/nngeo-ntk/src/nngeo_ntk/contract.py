@@ -1,5 +1,6 @@
 """The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from nngeo_core.jacobians.contraction import (
     comparing_is_cheaper,
     gram_costs,
 )
-from nngeo_core.jacobians.gram import add_gram_of_positions_
+from nngeo_core.jacobians.gram import add_gram_of_positions_, write_gram_of_one_position_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.sum import SumJacobian
@@ -170,6 +171,13 @@ class _Positions(Contraction):
         if examples_first and first.positions == second.positions == 1:
             g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
         return cls(inputs, size, g, other_g)
+
+    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        if self.whole is None or math.prod(self.whole.shape[::2]) > 1 or pairing != "all" or not total.is_contiguous():
+            super().write_(total, rows, columns, pairing)
+            return
+        inputs = self.whole[0, rows[1], 0, columns[1], 0]
+        write_gram_of_one_position_(total, inputs, self.g[rows][:, :, 0, 0], self.other[columns][:, :, 0, 0])
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         (some, examples), (others, partners) = rows, columns

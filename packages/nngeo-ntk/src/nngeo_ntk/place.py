@@ -20,6 +20,10 @@ class Contraction(ABC):
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         """Add the contraction of some rows and columns in place: (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
 
+    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        """Put it in place of what the tensor holds."""
+        self.add_(total.zero_(), rows, columns, pairing)
+
 
 def within(whole: slice, some: slice) -> slice:
     """Some of what a slice takes, as a slice of what that is taken of."""

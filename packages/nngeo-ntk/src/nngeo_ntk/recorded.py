@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, iterate_batches, select_examples
+from nngeo_core.sweep.examples import (
+    Batch,
+    count_examples,
+    is_one_batch,
+    iterate_batches,
+    map_tensors,
+    select_examples,
+)
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
@@ -74,4 +80,4 @@ def _read(examples: Any) -> Iterator[Batch]:
         return
     for batch in iterate_batches(examples):
         if count_examples(batch):
-            yield tree_map_only(Tensor, Tensor.clone, batch)
+            yield map_tensors(batch, Tensor.clone)

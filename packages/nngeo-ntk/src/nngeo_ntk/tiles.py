@@ -57,9 +57,11 @@ def tiles(
     meeting = [contraction(*pair, method, pairing, first.dtype, not by_directions) for pair in kept]
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
-        values = _zeros(rows, columns, pairing, by_directions, first)
-        for one in meeting:
-            one.add_(values, rows, columns, pairing)
+        values = _empty(rows, columns, pairing, by_directions, first)
+        if not meeting:
+            values.zero_()
+        for place, one in enumerate(meeting):
+            (one.add_ if place else one.write_)(values, rows, columns, pairing)
         yield Tile(rows, columns, values, _own(rows, columns) if first is second else None)
 
 
@@ -68,13 +70,13 @@ def _has_one_position(kept: Kept) -> bool:
     return isinstance(kept, KroneckerJacobian) and kept.positions == 1
 
 
-def _zeros(rows: Place, columns: Place, pairing: Pairing, by_directions: bool, chunk: Chunk) -> Tensor:
-    """A tile to be added to, in memory with its directions first or with its examples first."""
+def _empty(rows: Place, columns: Place, pairing: Pairing, by_directions: bool, chunk: Chunk) -> Tensor:
+    """A tile to be written to, in memory with its directions first or with its examples first."""
     (c, n), (k, m) = (tuple(part.stop - part.start for part in place) for place in (rows, columns))
     if pairing == "all" and not by_directions:
-        return torch.zeros(n, c, m, k, dtype=chunk.dtype, device=chunk.device).permute(1, 0, 3, 2)
+        return torch.empty(n, c, m, k, dtype=chunk.dtype, device=chunk.device).permute(1, 0, 3, 2)
     shape = {"all": (c, n, k, m), "equal": (c, n, m), "summed": (n, m)}[pairing]
-    return torch.zeros(shape, dtype=chunk.dtype, device=chunk.device)
+    return torch.empty(shape, dtype=chunk.dtype, device=chunk.device)
 
 
 def _sizes(chunk: Chunk) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
 
-__all__ = ["add_gram_of_positions_"]
+__all__ = ["add_gram_of_positions_", "write_gram_of_one_position_"]
 
 
 def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor, pairing: Pairing = "all") -> None:
@@ -25,6 +25,20 @@ def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tens
 
 
 # c, k directions; n, m examples; s, t positions; w outputs of a group
+
+
+def write_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    """Put (a . a') (g . g') in place of what a contiguous tensor (c, n, k, m) holds, with nothing formed beside it.
+
+    Args:
+        total: Written to.
+        inputs: a . a', shape (n, m).
+        g: Shape (c, n, w).
+        other: g', shape (k, m, w).
+    """
+    (c, n, w), (k, m, _) = g.shape, other.shape
+    torch.mm(g.reshape(c * n, w), other.reshape(k * m, w).T, out=total.view(c * n, k * m))
+    total *= inputs.unsqueeze(1)
 
 
 def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "example_shapes",
     "is_one_batch",
     "iterate_batches",
+    "map_tensors",
     "move_batch",
     "select_examples",
 ]
@@ -106,14 +107,14 @@ def example_shapes(batch: Batch) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape[1:] for tensor in tensors(batch))
 
 
-def _map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with every tensor changed; other leaves stay as they are."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {key: _map_tensors(part, change) for key, part in batch.items()}
+        return {key: map_tensors(part, change) for key, part in batch.items()}
     if isinstance(batch, tuple | list):
-        parts = [_map_tensors(part, change) for part in batch]
+        parts = [map_tensors(part, change) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
 
@@ -125,7 +126,7 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
         moved = tensor.to(device)
         return moved.clone() if moved.is_inference() else moved
 
-    return _map_tensors(batch, move)
+    return map_tensors(batch, move)
 
 
 def select_examples(batch: Batch, chosen: slice) -> Batch:
@@ -141,7 +142,7 @@ def select_examples(batch: Batch, chosen: slice) -> Batch:
             raise ShapeError(
                 f"the batch has a {type(part).__name__} with {n} entries for {n} examples; make it a tensor"
             )
-    return _map_tensors(batch, lambda tensor: tensor[chosen])
+    return map_tensors(batch, lambda tensor: tensor[chosen])
 
 
 def call_model(model: nn.Module, function: Callable[..., Any] | None, batch: Batch) -> Tensor:

@@ -45,10 +45,11 @@ class RMSNormLikeRule(RMSNormRule):
 
     def recognizes(self, module: nn.Module) -> bool:
         """Whether the module is built like the RMSNorm of a transformers model; its behaviour is checked at each call."""
+        if not type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")):
+            return False
         parameters = dict(module.named_parameters())
         return (
-            type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
-            and (hasattr(module, "variance_epsilon") or hasattr(module, "eps"))
+            (hasattr(module, "variance_epsilon") or hasattr(module, "eps"))
             and list(parameters) == ["weight"]
             and parameters["weight"].ndim == 1
             and "forward" not in vars(module)

@@ -18,10 +18,11 @@ class TransformersConv1DRule(LinearRule):
 
     def recognizes(self, module: nn.Module) -> bool:
         """Whether the module is built like transformers' `Conv1D`."""
+        if type(module).__name__ != "Conv1D":
+            return False
         shapes = [tuple(parameter.shape) for parameter in module.parameters()]
         return (
-            type(module).__name__ == "Conv1D"
-            and [name for name, _ in module.named_parameters()] == ["weight", "bias"]
+            [name for name, _ in module.named_parameters()] == ["weight", "bias"]
             and len(shapes[0]) == 2
             and shapes[0][1:] == shapes[1] == (getattr(module, "nf", None),)
             and "forward" not in vars(module)

@@ -1,5 +1,7 @@
 """Layers whose parameters are a weight and perhaps a bias: their record, and how they read as matrices."""
 
+from operator import attrgetter
+
 from torch import Tensor, nn
 
 from nngeo_core.jacobians.layout import KroneckerLayout, matrix_layout
@@ -28,5 +30,5 @@ def weight_layout(
         >>> weight_layout(nn.Linear(3, 2), ("bias",))
         KroneckerLayout(groups=1, outputs=2, inputs=0, has_bias=True, leading_inputs=1)
     """
-    shapes = {"weight" if "weight" in name else "bias": tuple(module.get_parameter(name).shape) for name in names}
+    shapes = {"weight" if "weight" in name else "bias": tuple(attrgetter(name)(module).shape) for name in names}
     return matrix_layout(shapes, groups, transposed)
