@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import nngeo
-from benchmarks.floor import mlp
+from benchmarks.networks import mlp
 from nngeo import FIM, LayerCollection, random_pvector
 from nngeo_core.plugins import registry
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.floors import floor
 from benchmarks.peers import timing
 from benchmarks.peers.agreement import TOLERANCE, Entry, compared
 from benchmarks.peers.defects import measured_defects
-from benchmarks.peers.floors import floor
 from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.peers.memory import peak_alone
 from benchmarks.peers.problem import Problem

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.floor import convnet, mlp
+from benchmarks.networks import convnet, mlp
 from benchmarks.peers.problem import Problem
 
 MATRIX_FREE = ("product", "quadratic form", "trace")

@@ -6,6 +6,7 @@ functions and eigendecompositions are not.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.peers.problem import Operation, Problem
 from benchmarks.peers.timing import plain, seconds
 
-CHUNKS = (2, 8, 64)
+CHUNKS = (2, 4, 8, 16, 64)
 """Numbers of examples that are tried together: the fastest is the floor."""
+WIDTHS = (64, 128, 256, 512)
+"""Rows of a symmetric product that are tried together, of which the upper half is formed."""
 LARGEST = 1 << 31
 """Bytes that the tensors of a chunk may take: a larger one is not tried."""
 
@@ -48,6 +51,7 @@ class Bare:
         self.g = torch.randn(self.c * self.m, *self.y.shape[1:])
         if self.convolution:
             conv = self.module
+            self.many_x = self.x.repeat(self.c, 1, 1, 1)
             self.patches = nn.functional.unfold(self.x, conv.kernel_size, padding=conv.padding, stride=conv.stride)
             self.rows = self.g.view(self.c, self.m, self.y.shape[1], -1).transpose(0, 1).flatten(1, 2).contiguous()
         elif self.x.ndim > 2:
@@ -62,28 +66,27 @@ class Bare:
             return nn.functional.conv2d(self.x, self.weight, None, self.module.stride, self.module.padding)
         return self.x @ self.weight.T
 
-    def backward(self, c: int) -> None:
-        """The derivative with respect to the input for c directions."""
+    def backward(self) -> None:
+        """The derivative with respect to the input for all directions."""
         if self.first:
             return
         if self.convolution:
-            for g in self.g.split(self.m)[:c]:
-                self.convolution_backward(g, (True, False, False))
+            self.convolution_backward(self.g, self.many_x, (True, False, False))
         else:
-            self.g[: c * self.m] @ self.weight
+            self.g @ self.weight
 
-    def convolution_backward(self, g: Tensor, wanted: tuple[bool, bool, bool]) -> None:
+    def convolution_backward(self, g: Tensor, x: Tensor, wanted: tuple[bool, bool, bool]) -> None:
         """The derivative of a convolution with respect to its input or weight."""
         conv = self.module
         torch.ops.aten.convolution_backward(
-            g, self.x, self.weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), 1, wanted
+            g, x, self.weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), 1, wanted
         )
 
     def weight_gradient(self) -> None:
         """The derivative with respect to the weight, for one direction."""
         g = self.g[: self.m]
         if self.convolution:
-            self.convolution_backward(g, (False, True, False))
+            self.convolution_backward(g, self.x, (False, True, False))
         else:
             g.flatten(0, -2).T @ self.x.flatten(0, -2)
 
@@ -134,6 +137,24 @@ class Bare:
             self.g @ torch.ones(self.g.shape[1], self.g.shape[1])
         self.gradients()
 
+    def form_gradients(self) -> None:
+        """Per-example gradients where positions are shared; elsewhere nobody needs them."""
+        if self.shared:
+            self.gradients()
+
+    def kernel(self, width: int) -> None:
+        """Half of the Gram matrix: of per-example gradients where positions are shared, or of gradients and inputs."""
+        rows = torch.empty(len(self.g), self.weight.numel()) if self.shared else self.g
+        upper_half(rows, width)
+        if not self.shared:
+            self.x @ self.x.T
+
+
+def upper_half(rows: Tensor, width: int) -> None:
+    """The products of rows with each other, each pair once but for what lies within a block of rows."""
+    for start in range(0, len(rows), width):
+        rows[start : start + width] @ rows[start:].T
+
 
 @dataclass
 class BareProduct:
@@ -157,10 +178,10 @@ class BareProduct:
         """The product."""
         return self.x @ self.y
 
-    def backward(self, c: int) -> None:
-        """The derivatives with respect to both operands for c directions."""
-        self.g[:c] @ self.y.mT
-        self.x.mT @ self.g[:c]
+    def backward(self) -> None:
+        """The derivatives with respect to both operands for all directions."""
+        self.g @ self.y.mT
+        self.x.mT @ self.g
 
     def tangent(self) -> None:
         """How it changes with both operands."""
@@ -185,12 +206,13 @@ class Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def bare_layers(problem: Problem, m: int, factored: bool = False) -> list[Bare | BareProduct]:
+def bare_layers(problem: Problem, m: int, c: int, factored: bool = False) -> list[Bare | BareProduct]:
     """The layers and products of a problem with tensors of the shapes that they see for m examples.
 
     Args:
         problem: The model and its inputs.
         m: How many of them.
+        c: The number of output directions.
         factored: Whether the operation is about the modules that have Kronecker factors, and about all else not.
     """
     seen: list[tuple[nn.Module, Tensor]] = []
@@ -204,7 +226,7 @@ def bare_layers(problem: Problem, m: int, factored: bool = False) -> list[Bare |
     for handle in handles:
         handle.remove()
     wanted = [not factored or isinstance(module, problem.kronecker) for module, _ in seen]
-    start, c = wanted.index(True), problem.outputs - 1  # the rank of a softmax's metric
+    start = wanted.index(True)
     layers = [
         Bare(module, x, c, i <= start or x.data_ptr() == seen[start][1].data_ptr(), wanted[i])
         for i, (module, x) in enumerate(seen)
@@ -212,40 +234,72 @@ def bare_layers(problem: Problem, m: int, factored: bool = False) -> list[Bare |
     return [*layers, *(BareProduct(x, y, c) for x, y in products.seen)]
 
 
-STEPS: dict[str, tuple[tuple[str, ...], int]] = {
-    "product": (("apply", "tangent", "backward", "weight_gradient"), 1),
-    "quadratic form": (("apply", "tangent"), 1),
-    "trace": (("apply", "backward", "traces"), 0),
-    "diag": (("apply", "backward", "gradients"), 0),
-    "quasidiag": (("apply", "backward", "gradients"), 0),
-    "kfac": (("apply", "backward", "factors"), 0),
-    "ekfac": (("apply", "backward", "factors", "apply", "backward", "rotations"), 0),
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "product": ("apply", "tangent", "backward", "weight_gradient"),
+    "quadratic form": ("apply", "tangent"),
+    "trace": ("apply", "backward", "traces"),
+    "diag": ("apply", "backward", "gradients"),
+    "quasidiag": ("apply", "backward", "gradients"),
+    "kfac": ("apply", "backward", "factors"),
+    "ekfac": ("apply", "backward", "factors", "apply", "backward", "rotations"),
+    "dense": ("apply", "backward"),
+    "blockdiag": ("apply", "backward"),
+    "gram": ("apply", "backward", "form_gradients"),
 }
-"""What an operation does in each layer, and for how many directions its backward pass is; 0 for all."""
-OF_PARAMETERS = ("weight_gradient", "gradients", "traces", "factors", "rotations")
+"""What an operation does in each layer, chunk by chunk."""
+OF_PARAMETERS = ("weight_gradient", "gradients", "form_gradients", "traces", "factors", "rotations")
 """The steps of the layers that the operation is about."""
 
 
 def floor(problem: Problem, name: str) -> Operation | None:
     """The bare products of an operation over all examples, in the chunks that serve it best; None where it is not counted."""
-    if name not in STEPS:
+    if name not in SWEEPS:
         return None
-    steps, directions = STEPS[name]
-    factored, all_directions = "kfac" in name, problem.outputs - 1
-    largest = max(layer.g.numel() for layer in bare_layers(problem, 1, factored)) * 4
+    c = _directions(problem, name)
+    largest = max(layer.g.numel() for layer in bare_layers(problem, 1, c, "kfac" in name)) * 4
     sizes = [size for size in CHUNKS if size * largest < LARGEST // 8] or [1]
-    candidates = [_chunked(problem, steps, directions or all_directions, size, factored) for size in sizes]
-    return min(candidates, key=lambda one: min(seconds(one) for _ in range(2)))
+    sweep = _fastest([_sweep(problem, name, size) for size in sizes])
+    whole = _fastest(_wholes(problem, name))
+    return sweep if whole is None else plain(lambda: (sweep.run(), whole.run()))  # type: ignore[union-attr]
 
 
-def _chunked(problem: Problem, steps: tuple[str, ...], directions: int, size: int, factored: bool) -> Operation:
-    layers = bare_layers(problem, size, factored)
-    work = [(layer, step) for step in steps for layer in layers if layer.wanted or step not in OF_PARAMETERS]
+def _directions(problem: Problem, name: str) -> int:
+    """One for products; one for each output in a kernel; for a softmax's metric its rank, one less."""
+    if name in ("product", "quadratic form"):
+        return 1
+    return problem.outputs if name == "gram" else problem.outputs - 1
+
+
+def _fastest(candidates: list[Operation]) -> Operation | None:
+    return min(candidates, key=lambda one: min(seconds(one) for _ in range(3)), default=None)
+
+
+def _sweep(problem: Problem, name: str, size: int) -> Operation:
+    """All examples in chunks of a size, forward and backward, with what is done at each layer on the way."""
+    layers = bare_layers(problem, size, _directions(problem, name), "kfac" in name)
+    work = [(layer, step) for step in SWEEPS[name] for layer in layers if layer.wanted or step not in OF_PARAMETERS]
 
     def run() -> None:
         for _ in range(len(problem.inputs) // size):
             for layer, step in work:
-                method: Callable[..., object] = getattr(layer, step)
-                method(directions) if step == "backward" else method()
+                getattr(layer, step)()
 
     return plain(run)
+
+
+def _wholes(problem: Problem, name: str) -> list[Operation]:
+    """What is done with the gradients of all examples together: symmetric products."""
+    c, n = _directions(problem, name), len(problem.inputs)
+    if name == "gram":
+        layers = [layer for layer in bare_layers(problem, n, c) if isinstance(layer, Bare)]
+        return [plain(partial(_each, [partial(layer.kernel, width) for layer in layers])) for width in WIDTHS]
+    if name in ("dense", "blockdiag"):
+        sizes = [sum(p.numel() for p in m.parameters(recurse=False)) for m in problem.model.modules()]
+        rows = [torch.randn(size, c * n) for size in ([sum(sizes)] if name == "dense" else filter(None, sizes))]
+        return [plain(partial(_each, [partial(upper_half, one, width) for one in rows])) for width in WIDTHS]
+    return []
+
+
+def _each(steps: list[Callable[[], object]]) -> None:
+    for step in steps:
+        step()
