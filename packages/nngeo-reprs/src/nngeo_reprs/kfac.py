@@ -29,7 +29,8 @@ from nngeo_reprs.kronecker import (
     singular_values,
 )
 from nngeo_reprs.kronecker_basis import EigenBlock, FactorSpectrum, spectrum
-from nngeo_reprs.kronecker_matrix import KroneckerMatrix
+from nngeo_reprs.kronecker_matrix import KroneckerMatrix, block_name
+from nngeo_reprs.kronecker_null_space import null_width, solve_beside_null_space
 from nngeo_reprs.sum import PMatSum
 
 __all__ = ["PMatKFAC"]
@@ -179,13 +180,24 @@ class PMatKFAC(KroneckerMatrix):
         return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
-        return super()._solve(v, regul) if self.symmetric else self._solve_product(v, regul)
+        if not self.symmetric:
+            return self._solve_product(v, regul)
+        nulls = self._cached("nulls", lambda: {name: null_width(found) for name, found in self._spectra().items()})
+
+        def divide(layer_id: str, matrix: Tensor) -> Tensor:
+            if regul and nulls[layer_id]:
+                return solve_beside_null_space(
+                    self._spectra()[layer_id], nulls[layer_id], matrix, regul, block_name(layer_id)
+                )
+            return self._divided(layer_id, matrix, regul)
+
+        return self._by_layer(v, divide)
 
     def _factored_solve(self, v: Tensor, regul: float) -> Tensor:
         def divide(layer_id: str, matrix: Tensor) -> Tensor:
             found = self._spectra()[layer_id]
             damped = found.products(*factored_damping(self.data[layer_id], regul))
-            check_invertible(damped, regul, f"the block of layer '{layer_id}'")
+            check_invertible(damped, regul, block_name(layer_id))
             return EigenBlock(found.basis, damped.reciprocal_()).multiply(matrix)
 
         return self._by_layer(v, divide)

@@ -16,7 +16,7 @@ from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.pmat import PMat
 from nngeo_reprs.kronecker_basis import EigenBlock
 
-__all__ = ["KroneckerMatrix"]
+__all__ = ["KroneckerMatrix", "block_name"]
 
 
 class KroneckerMatrix(PMat):
@@ -87,15 +87,16 @@ class KroneckerMatrix(PMat):
         return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
-        def divide(layer_id: str, matrix: Tensor) -> Tensor:
-            block = self._eigenblocks()[layer_id]
-            return EigenBlock(block.basis, self._inverted(layer_id, block, regul)).multiply(matrix)
+        return self._by_layer(v, lambda layer_id, matrix: self._divided(layer_id, matrix, regul))
 
-        return self._by_layer(v, divide)
+    def _divided(self, layer_id: str, matrix: Tensor, regul: float) -> Tensor:
+        """A layer's (B + regul I)^-1 V, with all eigenvectors of its block B."""
+        block = self._eigenblocks()[layer_id]
+        return EigenBlock(block.basis, self._inverted(layer_id, block, regul)).multiply(matrix)
 
     def _inverted(self, layer_id: str, block: EigenBlock, regul: float) -> Tensor:
         damped = block.values + regul
-        check_invertible(damped, regul, _name(layer_id))
+        check_invertible(damped, regul, block_name(layer_id))
         return damped.reciprocal_()
 
     def _inverse(self, regul: float) -> Any:
@@ -127,7 +128,7 @@ class KroneckerMatrix(PMat):
         """The eigenvalues of M + regul I of each layer, if all are positive."""
         damped = {layer_id: block.values + regul for layer_id, block in self._eigenblocks().items()}
         for layer_id, values in damped.items():
-            check_definite(values, regul, _name(layer_id))
+            check_definite(values, regul, block_name(layer_id))
         return damped
 
     def _logdet(self, regul: float) -> Tensor:
@@ -175,5 +176,6 @@ class KroneckerMatrix(PMat):
         return dense
 
 
-def _name(layer_id: str) -> str:
+def block_name(layer_id: str) -> str:
+    """What errors call a layer's block."""
     return f"the block of layer '{layer_id}'"
