@@ -12,6 +12,8 @@ from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.files import Storable
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
+from nngeo_core.parallel.group import Group
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.fvector import FVector
 
 __all__ = ["FMat"]
@@ -50,15 +52,21 @@ class FMat(Storable):
         """False for a cross kernel."""
         return True
 
+    @property
+    def _group(self) -> Group | None:
+        """The processes that compute each product together; None where every one has the numbers for it."""
+        return None
+
     def mv(self, u: FVector) -> FVector:
         """The product K u: shape (c, n), or (c, n1) for u of (c, n2) where K is a cross kernel.
 
         Raises:
             ShapeError: u is not (c, n).
         """
-        checked = self._checked(u)
-        with full_precision(self.device):
-            return FVector(self._mv(checked))
+        with telling(self._group, "a product"):
+            checked = self._checked(u)
+            with full_precision(self.device):
+                return FVector(self._mv(checked))
 
     def __matmul__(self, u: FVector) -> FVector:
         """`K @ u` is `K.mv(u)`."""
@@ -75,10 +83,11 @@ class FMat(Storable):
             ShapeError: u is not (c, n).
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("a quadratic form")
-        checked = self._checked(u)
-        with full_precision(self.device):
-            return self._quadratic_form(checked)
+        with telling(self._group, "a quadratic form"):
+            self._check_symmetric("a quadratic form")
+            checked = self._checked(u)
+            with full_precision(self.device):
+                return self._quadratic_form(checked)
 
     def _quadratic_form(self, u: Tensor) -> Tensor:
         """u^T K u for u (c, n)."""
