@@ -90,6 +90,7 @@ def arguments() -> dict[str, Callable[[], Any]]:
         return lambda: FIM(**{"model": model(), "loader": mine(), "representation": "diag", **TOGETHER, **changes})
 
     return {
+        "model without shapes": fim(model=one_differs(model(), nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)))),
         "no representations": fim(representation=one_differs(["diag"], [])),
         "variant": fim(variant=one_differs("classif_logits", "no such")),
         "memory_budget": fim(memory_budget=one_differs(None, -1)),

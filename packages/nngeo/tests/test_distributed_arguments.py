@@ -14,6 +14,7 @@ GIVEN = {
     "GramMatrix dense": ("ValueError: give either `data` or `examples` to FMatDense", " (in 'GramMatrix')"),
     "Jacobian dense": ("ValueError: PushForwardDense needs `data`, or a `generator` and", " (in 'Jacobian')"),
     "update": ("ValueError: give either `data` or `examples` to PMatKFAC; got neither", " (in 'an update')"),
+    "model without shapes": ("ValueError: parameters without a shape yet: 0.weight, 0.bias", " (in 'FIM')"),
     "no representations": ("ValueError: representation is an empty list", " (in 'FIM')"),
     "variant": ("PluginError: unknown likelihood 'no such'", " (in 'FIM')"),
     "memory_budget": ("ValueError: memory_budget is a positive number of bytes, got -1", " (in 'FIM')"),
