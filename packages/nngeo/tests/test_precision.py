@@ -209,3 +209,35 @@ def test_verify_allows_for_the_rounding_of_half_precision(name: str, dtype: torc
     errors = verify(model, x).errors
     assert {"dense", "diag", "kfac"} <= errors.keys()
     assert max(errors.values()) <= EPS[dtype]
+
+
+class WrongForwardMode(torch.autograd.Function):
+    """The identity, with a forward-mode derivative three times too large."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return 3 * tangents[0]
+
+
+@pytest.mark.parametrize("dtype", list(EPS), ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_a_wrong_forward_mode_derivative_is_seen_where_squares_overflow(dtype: torch.dtype) -> None:
+    """In float16, a norm of 256 has a square that is none: products then go without forward mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 10)).to(dtype)
+    x = torch.randn(8, 30).to(dtype)
+    F = FIM(model, x, "implicit", variant="regression", function=lambda x: WrongForwardMode.apply(model(x)))
+    exact = FIM(copy.deepcopy(model).double(), x.double(), "dense", variant="regression")
+    v = torch.randn(1, F.size(0)).to(dtype)
+    assert relative_error(F.mv(v.to(F.dtype)).double(), exact.mv(v.double())) <= 2 * EPS[dtype]
