@@ -29,7 +29,7 @@ class Group:
 
     Each method is a collective, which all processes call in the same order. `traffic` counts the bytes of the tensors that
     this process hands to collectives or receives from them, by the kind of operation: "sum", "gather", "broadcast", "ring"
-    and "status" (three numbers of each process, before and after a pass, and texts where they differ).
+    and "status" (three numbers of each process, before and after a pass, and short texts).
 
     Args:
         process_group: torch.distributed's; None for the default group.

@@ -218,7 +218,7 @@ class OperatorGenerator(ABC):
         found = self.likelihood.n_output(outputs)
         if self.n_output not in (None, found):
             raise ValueError(f"n_output={self.n_output} was given, and the model returns {found} outputs per example")
-        if outputs.ndim == 2 or found < outputs[0].numel():  # else they may be as many as an example has positions
+        if outputs.ndim <= 2 or found < outputs[0].numel():  # else they may be as many as an example has positions
             self.seen_outputs.add(found)
         return outputs
 
