@@ -200,6 +200,9 @@ def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
         "lowrank": {"gather": rows * d * size},
         "implicit": {"sum": d * size},
         "centred": {"sum": 2 * d * size},
+        "Jacobian": {"gather": 3 * 11 * d * size},
+        "implicit kernel": {"sum": d * size, "gather": 3 * 11 * size},
+        "Hessian": {"sum": d * size},
     }
     found = [one["traffic"] for one in sound]
     for rank, one in enumerate(found):
@@ -208,4 +211,5 @@ def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
             assert one[name]["status"] < 3000
         n = (6, 0, 5)[rank]  # what a process captures of its examples goes to one other, each tensor padded to 64 bytes
         ring = sum(-(-n * k * size // 64) * 64 for a, g in widths for k in (a - 1, 3 * g))
-        assert (one["Gram"].get("ring", 0), one["Gram"]["sum"]) == (max(1, ring), (3 * 11) ** 2 * size)
+        for name, numbers in (("Gram", (3 * 11) ** 2), ("Gram blockdiag", 3 * 11**2), ("Gram trace", 11**2)):
+            assert (one[name].get("ring", 0), one[name]["sum"]) == (max(1, ring), numbers * size)
