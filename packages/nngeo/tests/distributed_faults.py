@@ -213,6 +213,7 @@ def some() -> dict[str, Any]:
         found["update"] = [F.data, F.n_examples]
         odd = FIM(model(), data(), "dense") * (1 + dist.get_rank())
         found["different"] = message(lambda: odd.update(mine(), 0.5, process_group=pair))
+        found["after it"] = odd.generator.group
         F.update(data(), 0.5, distributed=False)
         found["local"] = F.n_examples
     return found

@@ -179,6 +179,7 @@ def test_some_of_the_processes_compute_without_the_others(sound: list[dict[str, 
         assert torch.allclose(matrix, whole, rtol=1e-12, atol=1e-14)
         assert (n, found[rank]["local"]) == (22, 33)
         assert "the matrix to update, by its 'data', is not the same on all 2 processes" in found[rank]["different"]
+        assert found[rank]["after it"] is None, "a refused update holds for later ones"
 
 
 def test_no_process_group() -> None:

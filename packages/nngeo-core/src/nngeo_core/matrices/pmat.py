@@ -244,20 +244,20 @@ class PMat(MatrixArithmetic, SpectralOperations):
                 raise ValueError(
                     f"this {type(self).__name__} has no generator to compute another one from examples; it was made from data"
                 )
-            if given:
-                self._regroup(group)
             if group is not None:
                 agree(group, "an update", {"the decay": float(decay)})
+            if given:
+                self._regroup(group)
             data, count = self._averaged(examples, float(decay), progress)
             self.data = self._checked(data)
         self.n_examples = None if self.n_examples is None or count is None else self.n_examples + count
 
     def _regroup(self, group: Group | None) -> None:
         """Have what computes the matrix go over the examples of some processes, all of which have this one."""
-        regroup(self._generators(), group, "an update")
         if group is not None:
             for name, tensor in self.tensors().items():
                 group.check_same(tensor, f"the matrix to update, by its '{name}',")
+        regroup(self._generators(), group, "an update")
 
     def _generators(self) -> list[OperatorGenerator]:
         """What computes the matrix, or its parts."""
