@@ -129,10 +129,11 @@ class FMat(Storable):
             NotPositiveDefiniteError: K + regul I is singular to working precision.
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("a linear solve")
-        checked, damping = self._checked(u), checked_regul(regul)
-        with full_precision(self.device):
-            return FVector(self._solve(checked, damping))
+        with telling(self._group, "a solution"):
+            self._check_symmetric("a linear solve")
+            checked, damping = self._checked(u), checked_regul(regul)
+            with full_precision(self.device):
+                return FVector(self._solve(checked, damping))
 
     @abstractmethod
     def _solve(self, u: Tensor, regul: float) -> Tensor:
@@ -163,12 +164,13 @@ class FMat(Storable):
             ValueError: k is not between 1 and c n.
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("an eigendecomposition")
-        c, n, _, _ = self.size()
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= c * n):
-            raise ValueError(f"k is how many eigenvalues to take, 1 to {c * n}; got {k!r}")
-        with full_precision(self.device):
-            return self._eigendecomposition(k)
+        with telling(self._group, "an eigendecomposition"):
+            self._check_symmetric("an eigendecomposition")
+            c, n, _, _ = self.size()
+            if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= c * n):
+                raise ValueError(f"k is how many eigenvalues to take, 1 to {c * n}; got {k!r}")
+            with full_precision(self.device):
+                return self._eigendecomposition(k)
 
     @abstractmethod
     def _eigendecomposition(self, k: int | None) -> KernelSpectrum:
