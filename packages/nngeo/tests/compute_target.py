@@ -30,6 +30,11 @@ def named() -> Any:
     return {"model": model(), "loader": data(), "loss": loss}
 
 
+def broken() -> Any:
+    """What `shards` returns, and nothing that could be taken on the second process."""
+    return wrong() if os.environ.get("RANK") == "1" else shards()
+
+
 def wrong() -> Any:
     """No model."""
     return "a model"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_work import cross_entropy, data, mine, model, vector
+from distributed_work import cross_entropy, data, mine, model, outputs_like, vector
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -179,7 +179,23 @@ def traffic() -> dict[str, dict[str, int]]:
         found[choice] = dict(group.traffic)
     F = EmpiricalFIM(model(), mine(), "diag", variant="classif_logits", centred=True, distributed=True)
     K = GramMatrix(model(), mine(), distributed=True)
-    return found | {"centred": dict(F.generator.group.traffic), "Gram": dict(K.generator.group.traffic)}
+    found |= {"centred": dict(F.generator.group.traffic), "Gram": dict(K.generator.group.traffic)}
+    for choice in ("blockdiag", "trace"):
+        found[f"Gram {choice}"] = dict(GramMatrix(model(), mine(), choice, distributed=True).generator.group.traffic)
+    found["Jacobian"] = dict(Jacobian(model(), mine(), "dense", distributed=True).generator.group.traffic)
+    lazy = GramMatrix(model(), mine(), "implicit", distributed=True)
+    found["implicit kernel"] = _of_product(lazy.data[0].generator.group, lambda: lazy @ outputs_like((3, 11)))
+    H = Hessian(model(), mine(), "implicit", loss=cross_entropy, distributed=True)
+    v = torch.ones(1, H.size(0), dtype=torch.float64)
+    return found | {"Hessian": _of_product(H.generator.group, lambda: H.mv(v))}
+
+
+def _of_product(group: Group, product: Callable[[], Any]) -> dict[str, int]:
+    """What a product exchanges, the first one aside."""
+    product()
+    group.traffic.clear()
+    product()
+    return dict(group.traffic)
 
 
 def some() -> dict[str, Any]:
@@ -197,6 +213,7 @@ def some() -> dict[str, Any]:
         found["update"] = [F.data, F.n_examples]
         odd = FIM(model(), data(), "dense") * (1 + dist.get_rank())
         found["different"] = message(lambda: odd.update(mine(), 0.5, process_group=pair))
+        found["after it"] = odd.generator.group
         F.update(data(), 0.5, distributed=False)
         found["local"] = F.n_examples
     return found

@@ -83,11 +83,55 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, y, reduction="none")
 
 
+BY_BATCH = "branches by the batch"
+"""Of a layer that some batches do not reach, Kronecker factors count the examples of the batches that do."""
+
+
+class Branches(nn.Module):
+    """A layer for all examples, one for those that begin with a positive number, and one for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        chosen = x[:, :1] > 0
+        if chosen.any():
+            hidden = torch.where(chosen, torch.tanh(self.second(hidden)), hidden)
+        outputs: Tensor = self.head(hidden)
+        return outputs
+
+
+def branches(loader: Any, **options: Any) -> dict[str, Tensor]:
+    """Matrices of a network of which one process alone reaches a layer, where there are several."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(4)
+        network = Branches().double().to(device())
+    exact, factored = ["dense", "blockdiag", "diag", "quasidiag", "lowrank"], ["auto", *LINEAR_LAYERS]
+    found = FIM(network, loader, exact + factored, **options)
+    F = FIM(network, loader, "implicit", **options)
+    names = [f"branches {choice}" for choice in exact] + [f"{BY_BATCH}, {choice}" for choice in factored]
+    results = entries(dict(zip(names, found, strict=True)))
+    results["branches implicit"] = F.mv(torch.linspace(-1, 2, F.size(0), dtype=torch.float64, device=device())[None])
+    results["branches blocks"] = F.convert("blockdiag").mv(results["branches implicit"])
+    return results
+
+
+def one_reaches(batches: list[tuple[Tensor, Tensor]], rank: int) -> list[tuple[Tensor, Tensor]]:
+    """The batches of a process, those of the first one so that they take the branch."""
+    sign = 1 if rank == 0 else -1
+    return [(torch.cat((sign * x[:, :1].abs(), x[:, 1:]), 1), y) for x, y in batches]
+
+
 def entries(named: dict[str, PMat]) -> dict[str, Tensor]:
     """The entries of each matrix, its stored tensors, and the number of its examples."""
     found = {}
     for name, F in named.items():
         found[name], found[f"{name} examples"] = F.get_dense_tensor(), torch.tensor([float(F.n_examples or 0)])
+        v = torch.linspace(-1, 2, 2 * F.size(0), dtype=torch.float64, device=device()).view(2, -1)
+        found[f"{name} mv"], found[f"{name} solve"] = F.mv(v), F.solve(v, regul=0.1)
         found[f"{name} stored"] = torch.cat([tensor.flatten() for tensor in F.tensors().values()])
     return found
 
@@ -172,6 +216,7 @@ def everything() -> dict[str, Any]:
     results: dict[str, Any] = {**products(mine(), distributed=True)}
     results |= kernels(mine(), other(mine()), distributed=True)
     results |= entries(matrices(mine(), distributed=True))
+    results |= branches(one_reaches(mine(), dist.get_rank()), distributed=True)
     return {name: tensor.cpu() for name, tensor in results.items()}
 
 

@@ -112,3 +112,11 @@ def test_torchrun_with_a_target_that_knows_of_no_other_processes(tmp_path: Path)
         in done.stderr
     )
     assert not (tmp_path / "F.safetensors").exists()
+
+
+def test_torchrun_with_a_target_that_fails_on_one_process(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, "broken")
+    assert done.returncode != 0
+    told = "nngeo compute: error: calling the target ends on all processes, because process 1 raised ValueError: the target"
+    assert told in done.stderr
+    assert not (tmp_path / "F.safetensors").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .distributed_work import entries, kernels, matrices, other, products, shard
+from .distributed_work import BY_BATCH, branches, entries, kernels, matrices, one_reaches, other, products, shard
 from .processes import Failure, run
 
 GPUS = torch.cuda.device_count()
@@ -24,10 +24,11 @@ def test_all_processes_have_what_one_has(size: int, backend: str, alone: dict[st
     shards = [shard(size, rank) for rank in range(size)]
     joined = [batch for one in shards for batch in one]
     expected = alone | kernels(joined, [batch for one in shards for batch in other(one)])
+    expected |= branches([batch for rank, one in enumerate(shards) for batch in one_reaches(one, rank)])
     found = run("distributed_work.py", "everything", size, backend=backend)
     assert [one for one in found if isinstance(one, Failure)] == []
     for name, value in expected.items():
         assert all(torch.equal(one[name], found[0][name]) for one in found), f"{name} differs between processes"
-        if not name.endswith("stored"):  # eigenvectors have a sign each
+        if not (name.endswith("stored") or name.startswith(BY_BATCH)):  # eigenvectors have a sign each
             error = (found[0][name] - value).norm() / value.norm()
             assert error < TOLERANCE, f"{name}: {error}"

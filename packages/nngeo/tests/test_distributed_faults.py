@@ -179,6 +179,7 @@ def test_some_of_the_processes_compute_without_the_others(sound: list[dict[str, 
         assert torch.allclose(matrix, whole, rtol=1e-12, atol=1e-14)
         assert (n, found[rank]["local"]) == (22, 33)
         assert "the matrix to update, by its 'data', is not the same on all 2 processes" in found[rank]["different"]
+        assert found[rank]["after it"] is None, "a refused update holds for later ones"
 
 
 def test_no_process_group() -> None:
@@ -200,6 +201,9 @@ def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
         "lowrank": {"gather": rows * d * size},
         "implicit": {"sum": d * size},
         "centred": {"sum": 2 * d * size},
+        "Jacobian": {"gather": 3 * 11 * d * size},
+        "implicit kernel": {"sum": d * size, "gather": 3 * 11 * size},
+        "Hessian": {"sum": d * size},
     }
     found = [one["traffic"] for one in sound]
     for rank, one in enumerate(found):
@@ -208,4 +212,5 @@ def test_the_bytes_that_are_exchanged(sound: list[dict[str, Any]]) -> None:
             assert one[name]["status"] < 3000
         n = (6, 0, 5)[rank]  # what a process captures of its examples goes to one other, each tensor padded to 64 bytes
         ring = sum(-(-n * k * size // 64) * 64 for a, g in widths for k in (a - 1, 3 * g))
-        assert (one["Gram"].get("ring", 0), one["Gram"]["sum"]) == (max(1, ring), (3 * 11) ** 2 * size)
+        for name, numbers in (("Gram", (3 * 11) ** 2), ("Gram blockdiag", 3 * 11**2), ("Gram trace", 11**2)):
+            assert (one[name].get("ring", 0), one[name]["sum"]) == (max(1, ring), numbers * size)

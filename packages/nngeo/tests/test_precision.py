@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nngeo import FIM, EmpiricalFIM, GaussianLikelihood, PVector, random_pvector
+from nngeo import FIM, EmpiricalFIM, GaussianLikelihood, Hessian, PVector, random_pvector, verify
 from nngeo_core.testing import fisher, relative_error
 
 
@@ -187,3 +187,57 @@ def test_losses_of_half_precision_outputs_are_differentiated_in_float32() -> Non
 
     found = EmpiricalFIM(model, (X.bfloat16(), y), "diag", loss=loss)
     assert set(seen) == {torch.float32} and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("representation", ["implicit", "dense", "blockdiag"])
+def test_a_hessian_in_half_precision_is_that_of_its_numbers(representation: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = mlp().to(dtype), X.to(dtype)
+    y = torch.randint(0, 4, (12,), generator=torch.Generator().manual_seed(1))
+    found = Hessian(model, (x, y), representation, variant="classif_logits")
+    exact = Hessian(copy.deepcopy(model).double(), (x.double(), y), representation, variant="classif_logits")
+    v = torch.randn(1, found.size(0), generator=torch.Generator().manual_seed(2)).to(dtype)
+    assert found.dtype == torch.float32
+    assert relative_error(found.mv(v.float()).double(), exact.mv(v.double())) <= 2 * EPS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["mlp", "convolution"])
+def test_verify_allows_for_the_rounding_of_half_precision(name: str, dtype: torch.dtype) -> None:
+    model, x, _ = built(name, dtype, "plain")
+    errors = verify(model, x).errors
+    assert {"dense", "diag", "kfac"} <= errors.keys()
+    assert max(errors.values()) <= EPS[dtype]
+
+
+class WrongForwardMode(torch.autograd.Function):
+    """The identity, with a forward-mode derivative three times too large."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return 3 * tangents[0]
+
+
+@pytest.mark.parametrize("dtype", list(EPS), ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_a_wrong_forward_mode_derivative_is_seen_where_squares_overflow(dtype: torch.dtype) -> None:
+    """In float16, a norm of 256 has a square that is none: products then go without forward mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 10)).to(dtype)
+    x = torch.randn(8, 30).to(dtype)
+    F = FIM(model, x, "implicit", variant="regression", function=lambda x: WrongForwardMode.apply(model(x)))
+    exact = FIM(copy.deepcopy(model).double(), x.double(), "dense", variant="regression")
+    v = torch.randn(1, F.size(0)).to(dtype)
+    assert relative_error(F.mv(v.to(F.dtype)).double(), exact.mv(v.double())) <= 2 * EPS[dtype]

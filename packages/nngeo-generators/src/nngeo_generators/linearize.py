@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NNGeoError, UnsupportedLayerError
 from nngeo_core.sweep.examples import Batch
 from nngeo_generators.graph import coarsest
@@ -120,8 +121,8 @@ class Linearizer:
             outputs.device
         )
         pulled = pull_back_one(outputs, self.parameters, r, keep_graph=True)
-        difference = (_dot(self.tangents, pulled) - (r * change).sum()).abs()
-        scale = _norm(self.tangents) * _norm(pulled) + r.norm() * change.norm()
+        difference = (_dot(self.tangents, pulled) - _dot([r], [change])).abs()
+        scale = _norm(self.tangents) * _norm(pulled) + _norm([r]) * _norm([change])
         if self._exceeds(difference, scale, outputs):
             raise NNGeoError("forward-mode and reverse-mode derivatives of this model differ, r.(J v) and v.(J^T r)")
 
@@ -254,12 +255,17 @@ def _hold_padding(model: nn.Module, tangents: Mapping[str, Tensor]) -> None:
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(first, second, strict=True)]).sum()
+    return torch.stack([torch.dot(_precise(a), _precise(b)) for a, b in zip(first, second, strict=True)]).sum()
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:
-    norms = torch.stack([torch.linalg.vector_norm(part) for part in parts])
+    norms = torch.stack([torch.linalg.vector_norm(_precise(part)) for part in parts])
     return norms.square().sum().sqrt()
+
+
+def _precise(part: Tensor) -> Tensor:
+    """Flat, and at least in float32: squares of numbers in float16 overflow at 65504."""
+    return part.flatten().to(result_dtype(part.dtype))
 
 
 @cache

@@ -9,6 +9,7 @@ from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.matrices.maps import JacobianMap, PullBack, PushForward
+from nngeo_core.parallel.outputs import check_equally_many
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import with_progress
 from nngeo_core.sweep.untouched import undisturbed
@@ -21,13 +22,15 @@ def dense_jacobian(generator: Generator, examples: Recorded, progress: bool = Fa
     """J, shape (c, n, d), from one sweep; for the examples of all processes that share the computation.
 
     Raises:
-        ShapeError: Examples have different numbers of outputs.
+        ShapeError: Examples have different numbers of outputs, on one process or on two.
     """
     group = generator.group
     if group is None:
         return _computed(generator, examples, progress)
-    with group.together("a Jacobian"):
+    with group.together("a Jacobian") as outputs:
         mine = _computed(generator, examples, progress and group.rank == 0) if len(examples) else None
+        outputs[0] = 0 if mine is None else len(mine)
+    check_equally_many(outputs, "a Jacobian")
     return torch.cat([part for part in group.gather(mine, "a Jacobian") if part is not None], 1)
 
 

@@ -13,6 +13,7 @@ from nngeo_core.linear_algebra.conjugate_gradients import conjugate_gradients
 from nngeo_core.linear_algebra.lanczos import leading_eigenpairs
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
@@ -106,6 +107,10 @@ class FMatImplicit(FMat):
     def symmetric(self) -> bool:
         """False for a cross kernel."""
         return all(term.columns is None for term in self.data)
+
+    @property
+    def _group(self) -> Group | None:
+        return self.data[0].generator.group
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from nngeo_core.conventions import result_dtype
-from nngeo_core.errors import ShapeError
 from nngeo_core.matrices.maps import JacobianMap, PullBack, PushForward
+from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.outputs import check_equally_many
 from nngeo_core.sweep.examples import move_batch
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.processes import together
@@ -40,13 +41,7 @@ def common_outputs(generator: Generator, examples: Recorded, others: Recorded | 
         if len(source):
             with undisturbed(generator.model, generator.device), torch.no_grad():
                 found[0] = generator.outputs(move_batch(source.one(0), generator.device), 1).numel()
-    known = set(found) - {0} or {0}
-    if len(known) > 1:
-        raise ShapeError(
-            f"the examples of different processes have {', '.join(map(str, sorted(known)))} outputs each; a kernel or Jacobian "
-            "needs equally many. Give a `function` that returns those to compare"
-        )
-    return known.pop()
+    return check_equally_many(found, "counting the outputs")
 
 
 def push_forward(generator: Generator, v: PVector, examples: Recorded) -> Tensor:
@@ -105,6 +100,10 @@ class ImplicitMap(JacobianMap):
     def size(self) -> tuple[int, int, int]:
         """(c, n, d)."""
         return self._outputs, self.examples.total, self.layer_collection.numel()
+
+    @property
+    def _group(self) -> Group | None:
+        return self.generator.group
 
     @property
     def dtype(self) -> torch.dtype:

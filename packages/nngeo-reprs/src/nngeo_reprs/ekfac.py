@@ -13,6 +13,7 @@ from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.sweep.populate import collect
+from nngeo_core.sweep.processes import telling
 from nngeo_reprs.ekfac_sums import EigenvalueAccumulator, EKFACAccumulator
 from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis
 from nngeo_reprs.kronecker_matrix import KroneckerMatrix
@@ -193,7 +194,8 @@ class PMatEKFAC(KroneckerMatrix):
             raise ValueError(
                 "this PMatEKFAC has no generator to compute eigenvalues from examples; it was made from data"
             )
-        self.data, self.n_examples = self._refreshed(examples, progress)
+        with telling(self.generator.group, "an update of eigenvalues"):
+            self.data, self.n_examples = self._refreshed(examples, progress)
 
     def _averaged(self, examples: Any, decay: float, progress: bool) -> tuple[dict[str, EigenBlock], int | None]:
         """The average of the eigenvalues, in the basis that is kept."""

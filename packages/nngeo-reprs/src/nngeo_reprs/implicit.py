@@ -12,6 +12,7 @@ from nngeo_core.linear_algebra.linear_map import apply_linear, apply_quadratic
 from nngeo_core.linear_algebra.spectral_density import SpectralDensity, spectral_density
 from nngeo_core.linear_algebra.stochastic import Estimate, estimate_diagonal, estimate_trace
 from nngeo_core.matrices.eigen import Eigendecomposition
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.examples import Batch, count_examples, iterate_batches
 from nngeo_core.sweep.generator import Generator
@@ -95,6 +96,10 @@ class PMatImplicit(LazyMatrix):
                 "use the dense, block-diagonal or diagonal representation, or centred=False",
             )
         return checked_examples(data)
+
+    @property
+    def _group(self) -> Group | None:
+        return self.generator.group
 
     @property
     def dtype(self) -> torch.dtype:

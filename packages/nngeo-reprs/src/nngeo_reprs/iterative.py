@@ -9,6 +9,7 @@ from nngeo_core.conventions import DEFAULT_REGUL, checked_regul
 from nngeo_core.linear_algebra.conjugate_gradients import DEFAULT_TOLERANCE, conjugate_gradients
 from nngeo_core.linear_algebra.lanczos import spectral_norm
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.pvector import PVector
 
 __all__ = ["IterativeMatrix"]
@@ -59,17 +60,18 @@ class IterativeMatrix(PMat):
             ConvergenceError: The residual is larger after `max_iterations`.
             UnsupportedOperationError: M is a product, which is not symmetric.
         """
-        self._check_symmetric(
-            "a solution by conjugate gradients", "compute the factors, and solve with one after the other"
-        )
-        damping = checked_regul(regul)
-        self._check_preconditioner(preconditioner)
+        with telling(self._group, "a solution"):
+            self._check_symmetric(
+                "a solution by conjugate gradients", "compute the factors, and solve with one after the other"
+            )
+            damping = checked_regul(regul)
+            self._check_preconditioner(preconditioner)
 
-        def act(rows: Tensor) -> Tensor:
-            return self._solve_iteratively(rows, damping, preconditioner, tol, max_iterations)
+            def act(rows: Tensor) -> Tensor:
+                return self._solve_iteratively(rows, damping, preconditioner, tol, max_iterations)
 
-        found: PVector | Tensor = self._on_vectors(act, v)
-        return found
+            found: PVector | Tensor = self._on_vectors(act, v)
+            return found
 
     def _check_preconditioner(self, preconditioner: object) -> None:
         if preconditioner is None:

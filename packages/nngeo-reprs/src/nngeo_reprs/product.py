@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_reprs.sum import LazyMatrix
 
 __all__ = ["PMatProduct"]
@@ -47,6 +48,10 @@ class PMatProduct(LazyMatrix):
                 f"{second.dtype} on {second.device}; use to(dtype, device)"
             )
         return first, second
+
+    @property
+    def _group(self) -> Group | None:
+        return next((part._group for part in self.data if part._group is not None), None)
 
     @property
     def dtype(self) -> torch.dtype:

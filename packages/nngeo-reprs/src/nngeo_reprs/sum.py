@@ -13,6 +13,7 @@ from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
 from nngeo_core.matrices.files import describe_part, restore_parts
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_reprs.eye import PMatEye
 from nngeo_reprs.iterative import IterativeMatrix
 
@@ -101,6 +102,10 @@ class PMatSum(LazyMatrix):
     def parts(self) -> tuple[PMat, ...]:
         """The matrices that are added."""
         return self.data
+
+    @property
+    def _group(self) -> Group | None:
+        return next((part._group for part in self.data if part._group is not None), None)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -16,6 +16,7 @@ from nngeo_core.errors import DistributedError, NNGeoError
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.examples import iterate_batches
 from nngeo_core.sweep.identity import batch_digest
+from nngeo_core.sweep.processes import together
 from nngeo_core.verbs.empirical import EmpiricalFIM
 from nngeo_core.verbs.fim import FIM
 from nngeo_core.verbs.ggn import GGN
@@ -69,17 +70,18 @@ def add_compute(commands: Any) -> None:
 def _compute(arguments: argparse.Namespace) -> int:
     with _joined(arguments.timeout) as group:
         try:
-            options = options_of(called(arguments.target))
+            with together(group, "calling the target"):
+                options = options_of(called(arguments.target))
         except (ImportError, ValueError) as error:
             return failed("compute", error, 2)
+        except DistributedError as error:
+            return failed("compute", error, 1)
         try:
-            matrix = _matrix(arguments, options, group)
-            if group is None or group.rank == 0:
-                matrix.save(arguments.output)
-                print(matrix)
-            if group is not None:
-                with group.together("writing the file"):
-                    pass
+            with together(group, "nngeo compute"):
+                matrix = _matrix(arguments, options, group)
+                if group is None or group.rank == 0:
+                    matrix.save(arguments.output)
+                    print(matrix)
         except NNGeoError as error:
             return failed("compute", error, 1)
     return 0

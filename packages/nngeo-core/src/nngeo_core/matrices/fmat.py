@@ -12,6 +12,8 @@ from nngeo_core.errors import ShapeError, UnsupportedOperationError
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.files import Storable
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
+from nngeo_core.parallel.group import Group
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.fvector import FVector
 
 __all__ = ["FMat"]
@@ -50,15 +52,21 @@ class FMat(Storable):
         """False for a cross kernel."""
         return True
 
+    @property
+    def _group(self) -> Group | None:
+        """The processes that compute each product together; None where every one has the numbers for it."""
+        return None
+
     def mv(self, u: FVector) -> FVector:
         """The product K u: shape (c, n), or (c, n1) for u of (c, n2) where K is a cross kernel.
 
         Raises:
             ShapeError: u is not (c, n).
         """
-        checked = self._checked(u)
-        with full_precision(self.device):
-            return FVector(self._mv(checked))
+        with telling(self._group, "a product"):
+            checked = self._checked(u)
+            with full_precision(self.device):
+                return FVector(self._mv(checked))
 
     def __matmul__(self, u: FVector) -> FVector:
         """`K @ u` is `K.mv(u)`."""
@@ -75,10 +83,11 @@ class FMat(Storable):
             ShapeError: u is not (c, n).
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("a quadratic form")
-        checked = self._checked(u)
-        with full_precision(self.device):
-            return self._quadratic_form(checked)
+        with telling(self._group, "a quadratic form"):
+            self._check_symmetric("a quadratic form")
+            checked = self._checked(u)
+            with full_precision(self.device):
+                return self._quadratic_form(checked)
 
     def _quadratic_form(self, u: Tensor) -> Tensor:
         """u^T K u for u (c, n)."""
@@ -120,10 +129,11 @@ class FMat(Storable):
             NotPositiveDefiniteError: K + regul I is singular to working precision.
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("a linear solve")
-        checked, damping = self._checked(u), checked_regul(regul)
-        with full_precision(self.device):
-            return FVector(self._solve(checked, damping))
+        with telling(self._group, "a solution"):
+            self._check_symmetric("a linear solve")
+            checked, damping = self._checked(u), checked_regul(regul)
+            with full_precision(self.device):
+                return FVector(self._solve(checked, damping))
 
     @abstractmethod
     def _solve(self, u: Tensor, regul: float) -> Tensor:
@@ -154,12 +164,13 @@ class FMat(Storable):
             ValueError: k is not between 1 and c n.
             UnsupportedOperationError: K is a cross kernel.
         """
-        self._check_symmetric("an eigendecomposition")
-        c, n, _, _ = self.size()
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= c * n):
-            raise ValueError(f"k is how many eigenvalues to take, 1 to {c * n}; got {k!r}")
-        with full_precision(self.device):
-            return self._eigendecomposition(k)
+        with telling(self._group, "an eigendecomposition"):
+            self._check_symmetric("an eigendecomposition")
+            c, n, _, _ = self.size()
+            if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= c * n):
+                raise ValueError(f"k is how many eigenvalues to take, 1 to {c * n}; got {k!r}")
+            with full_precision(self.device):
+                return self._eigendecomposition(k)
 
     @abstractmethod
     def _eigendecomposition(self, k: int | None) -> KernelSpectrum:

@@ -10,8 +10,10 @@ from nngeo_core.errors import LayerCollectionMismatchError, ShapeError, Unsuppor
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.fmat import FMat
+from nngeo_core.parallel.group import Group
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.generator import Generator
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.checked import checked_flat
 from nngeo_core.vectors.fvector import FVector
 from nngeo_core.vectors.pvector import PVector
@@ -52,6 +54,11 @@ class JacobianMap(ABC):
     def get_dense_tensor(self) -> Tensor:
         """J, shape (c, n, d)."""
 
+    @property
+    def _group(self) -> Group | None:
+        """The processes that compute each product together; None where every one has the numbers for it."""
+        return None
+
     def __repr__(self) -> str:
         """Form, sizes, dtype and device."""
         c, n, d = self.size()
@@ -66,10 +73,11 @@ class JacobianMap(ABC):
         return self.generator
 
     def _refuse(self, other: object) -> NoReturn:
-        raise TypeError(
-            f"a {type(self).__name__} multiplies a vector or the other map: J @ v, J.T @ u, J @ J.T or J.T @ J; got "
-            f"{type(other).__name__}"
-        )
+        with telling(self._group, "a product"):
+            raise TypeError(
+                f"a {type(self).__name__} multiplies a vector or the other map: J @ v, J.T @ u, J @ J.T or J.T @ J; got "
+                f"{type(other).__name__}"
+            )
 
     def _check_same_function(self, other: "JacobianMap") -> None:
         mine, theirs = self._computed("a product of two maps"), other._computed("a product of two maps")
@@ -97,9 +105,10 @@ class PushForward(JacobianMap):
         Raises:
             LayerCollectionMismatchError: v is about other layers.
         """
-        flat = checked_flat(v, self.layer_collection, self.dtype)
-        with full_precision(self.device):
-            return FVector(self._mv(flat))
+        with telling(self._group, "J v"):
+            flat = checked_flat(v, self.layer_collection, self.dtype)
+            with full_precision(self.device):
+                return FVector(self._mv(flat))
 
     @abstractmethod
     def _mv(self, v: Tensor) -> Tensor:
@@ -143,6 +152,12 @@ class PullBack(JacobianMap):
         Raises:
             ShapeError: u is not (c, n) for the map's examples.
         """
+        with telling(self._group, "J^T u"):
+            self._check(u)
+            with full_precision(self.device):
+                return PVector(self.layer_collection, vector_repr=self._mv(u.vector_repr.to(self.dtype)))
+
+    def _check(self, u: object) -> None:
         if not isinstance(u, FVector):
             raise TypeError(f"expected an FVector, got {type(u).__name__}; FVector(vector_repr=tensor) makes one")
         if tuple(u.size()) != self.size()[:2]:
@@ -152,8 +167,6 @@ class PullBack(JacobianMap):
                 f"the vector is {u.vector_repr.dtype} and the map {self.dtype}; use u.to(dtype={self.dtype}), or a model in "
                 "the vector's dtype"
             )
-        with full_precision(self.device):
-            return PVector(self.layer_collection, vector_repr=self._mv(u.vector_repr.to(self.dtype)))
 
     @abstractmethod
     def _mv(self, u: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.linear_algebra.scipy_operator import scipy_operator
 from nngeo_core.matrices.arithmetic import MatrixArithmetic
 from nngeo_core.matrices.spectral import SpectralOperations
+from nngeo_core.parallel.group import Group
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.operator import OperatorGenerator
-from nngeo_core.sweep.processes import agree, regroup
+from nngeo_core.sweep.processes import agree, chosen_group, regroup, telling
 from nngeo_core.vectors.pvector import PVector
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ class PMat(MatrixArithmetic, SpectralOperations):
         Raises:
             LayerCollectionMismatchError: v is about other layers.
         """
-        flat = self._flat(v)
-        with full_precision(self.device):
-            return self._quadratic_form(flat)
+        with telling(self._group, "a quadratic form"):
+            flat = self._flat(v)
+            with full_precision(self.device):
+                return self._quadratic_form(flat)
 
     def _quadratic_form(self, v: Tensor) -> Tensor:
         """v^T M v for v (d,)."""
@@ -232,23 +234,30 @@ class PMat(MatrixArithmetic, SpectralOperations):
             ValueError: `decay` is not between 0 and 1, or the matrix has no generator.
             UnsupportedOperationError: The representation has no averages.
         """
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
-            raise ValueError(f"decay is the weight of the old matrix, between 0 and 1; got {decay!r}")
-        if self.generator is None:
-            raise ValueError(
-                f"this {type(self).__name__} has no generator to compute another one from examples; it was made from data"
-            )
-        if distributed is not None or process_group is not None:
-            group = regroup(self._generators(), bool(distributed), process_group, "an update")
+        given = distributed is not None or process_group is not None
+        known = None if self.generator is None else self.generator.group
+        group = chosen_group(bool(distributed), process_group) if given else known
+        with telling(group, "an update"):
+            if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay <= 1:
+                raise ValueError(f"decay is the weight of the old matrix, between 0 and 1; got {decay!r}")
+            if self.generator is None:
+                raise ValueError(
+                    f"this {type(self).__name__} has no generator to compute another one from examples; it was made from data"
+                )
             if group is not None:
-                for name, tensor in self.tensors().items():
-                    group.check_same(tensor, f"the matrix to update, by its '{name}',")
-        for generator in self._generators():
-            if generator.group is not None:
-                agree(generator.group, "an update", {"the decay": float(decay)})
-        data, count = self._averaged(examples, float(decay), progress)
-        self.data = self._checked(data)
+                agree(group, "an update", {"the decay": float(decay)})
+            if given:
+                self._regroup(group)
+            data, count = self._averaged(examples, float(decay), progress)
+            self.data = self._checked(data)
         self.n_examples = None if self.n_examples is None or count is None else self.n_examples + count
+
+    def _regroup(self, group: Group | None) -> None:
+        """Have what computes the matrix go over the examples of some processes, all of which have this one."""
+        if group is not None:
+            for name, tensor in self.tensors().items():
+                group.check_same(tensor, f"the matrix to update, by its '{name}',")
+        regroup(self._generators(), group, "an update")
 
     def _generators(self) -> list[OperatorGenerator]:
         """What computes the matrix, or its parts."""

@@ -11,6 +11,7 @@ from nngeo_core.linear_algebra.damping import check_definite
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.eigen import Eigendecomposition
 from nngeo_core.matrices.stored import StoredMatrix
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.pvector import PVector
 
 __all__ = ["SpectralOperations"]
@@ -31,9 +32,10 @@ class SpectralOperations(StoredMatrix):
             ValueError: k is not between 1 and their number.
             UnsupportedOperationError: The matrix is a product, or its representation has no eigendecomposition.
         """
-        self._check_symmetric("an eigendecomposition", "solve(v) and mv(v) need none")
-        with full_precision(self.device):
-            return self._eigendecomposition(k)
+        with telling(self._group, "an eigendecomposition"):
+            self._check_symmetric("an eigendecomposition", "solve(v) and mv(v) need none")
+            with full_precision(self.device):
+                return self._eigendecomposition(k)
 
     def _eigendecomposition(self, k: int | None) -> Eigendecomposition:
         self._unsupported("an eigendecomposition", "convert('dense') has one, and mv serves any iteration on products")

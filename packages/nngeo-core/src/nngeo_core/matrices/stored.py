@@ -13,10 +13,12 @@ from nngeo_core.layers.description import describe_layers, rebuild_layers
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.files import Storable
+from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.checkpoint import Checkpoint, checkpoint_in
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.populate import collect
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.checked import checked_batch, checked_flat
 from nngeo_core.vectors.pvector import PVector
 
@@ -248,12 +250,18 @@ class StoredMatrix(Storable):
         found: T = self._kept[key]
         return found
 
+    @property
+    def _group(self) -> Group | None:
+        """The processes that compute each product together; None where every one has the numbers for it."""
+        return None
+
     def _on_vectors(self, act: Callable[[Tensor], Tensor], v: PVector | Tensor) -> Any:
         """Apply a function of rows (..., d) to a vector, or to a batch of them."""
-        batch = checked_batch(v, self.layer_collection, self.dtype) if isinstance(v, Tensor) else None
-        flat = self._flat(v) if batch is None else batch
-        with full_precision(self.device):
-            found = act(flat)
+        with telling(self._group, "a product"):
+            batch = checked_batch(v, self.layer_collection, self.dtype) if isinstance(v, Tensor) else None
+            flat = self._flat(v) if batch is None else batch
+            with full_precision(self.device):
+                found = act(flat)
         return found if batch is not None else self._vector(found)
 
     def _flat(self, v: Any) -> Tensor:

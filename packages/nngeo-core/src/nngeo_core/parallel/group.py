@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Group"]
 
+_TOLD = "_told_to_other_processes"
+"""What an error has that the others know of."""
+
 
 class Group:
     """The processes among which a computation is shared: torch.distributed's process group, and nothing beside it.
 
     Each method is a collective, which all processes call in the same order. `traffic` counts the bytes of the tensors that
     this process hands to collectives or receives from them, by the kind of operation: "sum", "gather", "broadcast", "ring"
-    and "status" (three numbers of each process, before and after a pass, and texts where they differ).
+    and "status" (three numbers of each process, before and after a pass, and short texts).
 
     Args:
         process_group: torch.distributed's; None for the default group.
@@ -83,6 +86,8 @@ class Group:
     def sum_named(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         """The sums over all processes of tensors by name; who lacks a name adds zero. Small ones travel together.
 
+        They are contiguous on all processes: what is computed from them takes the same steps, to the same bits.
+
         Raises:
             DistributedError: Two processes have tensors of different shapes or dtypes under one name.
         """
@@ -97,7 +102,7 @@ class Group:
                         f"{what}: process {rank} sums '{name}' as {described}, and an earlier one as {union[name]}"
                     )
         whole = {
-            name: tensors[name] if name in tensors else self._zeros(shape, dtype)
+            name: tensors[name].contiguous() if name in tensors else self._zeros(shape, dtype)
             for name, (shape, dtype) in union.items()
         }
         for bucket in in_buckets(whole):
@@ -131,9 +136,10 @@ class Group:
                 tensor.copy_(sent)
 
     def gather(self, tensor: Tensor | None, what: str) -> list[Tensor | None]:
-        """The tensor of each process, of whatever shapes; None of who has none."""
+        """The tensor of each process, contiguous, of whatever shapes; None of who has none."""
         if self.size == 1:
             return [tensor]
+        tensor = None if tensor is None else tensor.contiguous()
         described = None if tensor is None else [list(tensor.shape), str(tensor.dtype)]
         found: list[Tensor | None] = []
         for source, theirs in enumerate(self.gather_values(described, what)):
@@ -183,15 +189,24 @@ class Group:
             DistributedError: The work failed on another process, which is named with its error; or that one is elsewhere.
         """
         numbers = [number]
-        try:
+        with self.telling(what):
             yield numbers
-        except DistributedError:
-            raise
-        except Exception as error:
-            with suppress(DistributedError):  # the others may have gone
-                self._settle(what, 0, error)
-            raise
         numbers[:] = self._settle(what, numbers[0], None)
+
+    @contextmanager
+    def telling(self, what: str) -> Iterator[None]:
+        """A part of the work, with collectives in it or not, whose errors are told to the other processes.
+
+        They find out where they next see that all processes are well, as `together` does, and nobody is told twice.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, DistributedError) and not hasattr(error, _TOLD):
+                setattr(error, _TOLD, True)
+                with suppress(DistributedError):  # the others may have gone
+                    self._settle(what, 0, error)
+            raise
 
     def _settle(self, what: str, number: int, failure: Exception | None) -> list[int]:
         """Exchange numbers, unless some process failed or is at another operation."""
@@ -204,7 +219,11 @@ class Group:
         data = torch.frombuffer(bytearray(json.dumps([what, reason]).encode()), dtype=torch.uint8)
         lengths = [length for (length,) in self._numbers([len(data)], what)]
         texts = self._texts(data, lengths, what)
-        broken = [f"process {rank} raised {text}" for rank, (_, text) in enumerate(texts) if text]
+        broken = [
+            f"process {rank} raised {text}" + ("" if place == what else f" (in '{place}')")
+            for rank, (place, text) in enumerate(texts)
+            if text
+        ]
         places = [f"process {rank} at '{place}'" for rank, (place, _) in enumerate(texts)]
         if broken:
             raise DistributedError(f"{what} ends on all processes, because {'; '.join(broken)}")

@@ -130,7 +130,7 @@ class Accumulator(ABC):
 
     def _merge_over(self, group: Group, what: str) -> None:
         """Merge the states of all processes, the first one's first."""
-        state = self.state_dict()
+        state = {name: part.contiguous() for name, part in self.state_dict().items()}
         order = sorted(state)
         travelling = pack(order, [state[name].to(group.device) for name in order], group.device)
         states = {group.rank: state}

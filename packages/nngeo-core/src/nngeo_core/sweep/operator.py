@@ -16,6 +16,7 @@ from nngeo_core.layers.unwrapping import unwrapped
 from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import chosen_likelihood
 from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.outputs import check_outputs
 from nngeo_core.sweep.autocast import callers_autocast
 from nngeo_core.sweep.examples import Batch, Counted, call_model, iterate_batches
 from nngeo_core.sweep.untouched import undisturbed
@@ -42,6 +43,9 @@ class OperatorGenerator(ABC):
         n_output: The expected number of classes or values; None accepts what the first batch shows.
         memory_budget: Bytes that captured tensors may take together; None leaves it to the generator.
         check: When to compare with a plain gradient pass: "first-batch", "every-batch" or "off".
+
+    Attributes:
+        seen_outputs: How many classes or values the examples so far have, where positions do not count into it.
 
     Raises:
         ValueError: The model is on another device, has no parameters in the collection or some that autograd cannot
@@ -78,6 +82,8 @@ class OperatorGenerator(ABC):
         self.n_output = n_output
         self.memory_budget = memory_budget
         self.check = check
+        self.seen_outputs: set[int] = set()
+        self._alike: Group | None = None
 
     def product(self, v: PVector, examples: Any) -> PVector:
         """M v with nothing stored; for Jacobians, F v = (1/n) sum_i J_i^T L_i J_i v.
@@ -124,7 +130,11 @@ class OperatorGenerator(ABC):
         with group.together(what) as counts:
             seen = Counted(batches)
             found = [part * seen.n for part in local(seen)] if seen.any() else [torch.zeros_like(part) for part in like]
+            found = [part.contiguous() for part in found]  # of which the products are the same bits everywhere
             counts[0] = seen.n
+        if self._alike is not group:
+            check_outputs(self.seen_outputs, group, what)
+            self._alike = group
         n = sum(counts)
         if not n:
             raise ValueError("no process was given any examples; a matrix needs at least one")
@@ -208,6 +218,8 @@ class OperatorGenerator(ABC):
         found = self.likelihood.n_output(outputs)
         if self.n_output not in (None, found):
             raise ValueError(f"n_output={self.n_output} was given, and the model returns {found} outputs per example")
+        if outputs.ndim <= 2 or found < outputs[0].numel():  # else they may be as many as an example has positions
+            self.seen_outputs.add(found)
         return outputs
 
     def position_mask(self, outputs: Tensor, batch: Batch) -> Tensor | None:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.parallel.group import Group
+from nngeo_core.parallel.outputs import check_outputs
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.autocast import autocast_set_aside
 from nngeo_core.sweep.centring import CentredAccumulator
@@ -45,6 +46,7 @@ def populate(
 
     Raises:
         StorageError: The checkpoint is of another computation, naming what differs.
+        ShapeError: The outputs of two processes are of different numbers.
         ValueError: There are no examples, no such pass, or a one-shot iterator is given where several passes are needed.
         UnsupportedOperationError: The generator has no Jacobians; or the likelihood is centred, and an accumulator is not.
         DistributedError: The processes of the generator's group, whose sums are put together after each pass, compute
@@ -72,6 +74,7 @@ def populate(
         with together(group, f"{what}: {step}"):
             _make_pass(generator, examples, active, number, state, _label(progress, step, group), resumable)
         if group is not None:
+            check_outputs(generator.seen_outputs, group, f"{what}: {step}")
             for accumulator in active:
                 accumulator.reduce_(group, f"{what}: sums of {step}")
         if not active[0].n_examples:

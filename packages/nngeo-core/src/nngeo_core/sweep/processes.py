@@ -19,7 +19,7 @@ from nngeo_core.sweep.operator import OperatorGenerator
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["agree", "check_shard", "chosen_group", "regroup", "share", "together"]
+__all__ = ["agree", "check_shard", "chosen_group", "regroup", "share", "telling", "together"]
 
 
 def chosen_group(distributed: bool, process_group: "ProcessGroup | None") -> Group | None:
@@ -63,23 +63,24 @@ def share(generator: OperatorGenerator, group: Group, what: str) -> None:
         generator.likelihood.seed, generator.likelihood.stream = seeds[0], group.rank
 
 
-def regroup(
-    generators: Sequence[OperatorGenerator], distributed: bool, process_group: "ProcessGroup | None", what: str
-) -> Group | None:
-    """Have generators go over the examples of other processes than before, from now on; takes what `chosen_group` takes."""
-    group = chosen_group(distributed, process_group)
+def regroup(generators: Sequence[OperatorGenerator], group: Group | None, what: str) -> None:
+    """Have generators go over the examples of other processes than before, from now on."""
     for generator in generators:
         if group is not None:
             share(generator, group, what)
         else:
             generator.group, generator.likelihood = None, copy(generator.likelihood)
             generator.likelihood.stream = 0
-    return group
 
 
 def together(group: Group | None, what: str, number: int = 0) -> AbstractContextManager[list[int]]:
     """`group.together`, or nothing if there is no group."""
     return nullcontext([number]) if group is None else group.together(what, number)
+
+
+def telling(group: Group | None, what: str) -> AbstractContextManager[None]:
+    """`group.telling`, or nothing if there is no group."""
+    return nullcontext() if group is None else group.telling(what)
 
 
 def agree(group: Group, what: str, description: Mapping[str, Any]) -> None:

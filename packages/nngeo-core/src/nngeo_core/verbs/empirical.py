@@ -14,7 +14,7 @@ from nngeo_core.likelihoods.empirical import Empirical, Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
-from nngeo_core.sweep.processes import chosen_group
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import swept
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def EmpiricalFIM(
         >>> EmpiricalFIM(model, (x, y), "diag", loss=huber).size()
         (3, 3)
     """
-    likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
-    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    kept = checkpoint_in(checkpoint, checkpoint_every)
     group = chosen_group(distributed, process_group)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)
+    with telling(group, "EmpiricalFIM"):
+        likelihood = Empirical(likelihood_for_loss(variant, loss), loss, centred)
+        arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+        kept = checkpoint_in(checkpoint, checkpoint_every)
+        return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

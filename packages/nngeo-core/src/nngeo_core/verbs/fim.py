@@ -13,7 +13,7 @@ from nngeo_core.matrices.choice import Representation
 from nngeo_core.matrices.pmat import PMat
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
-from nngeo_core.sweep.processes import chosen_group
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import swept
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def FIM(
         >>> F.size(), F.n_examples
         ((9, 9), 2)
     """
-    arguments = (model, variant, function, layer_collection, device, n_output, memory_budget, check)
-    kept = checkpoint_in(checkpoint, checkpoint_every)
     group = chosen_group(distributed, process_group)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)
+    with telling(group, "FIM"):
+        arguments = (model, variant, function, layer_collection, device, n_output, memory_budget, check)
+        kept = checkpoint_in(checkpoint, checkpoint_every)
+        return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -15,7 +15,7 @@ from nngeo_core.likelihoods.empirical import Loss
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
-from nngeo_core.sweep.processes import chosen_group
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import swept
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ def GGN(
         >>> GGN(model, (x, y), "diag", loss=squared_hinge).size()
         (3, 3)
     """
-    inner = likelihood_for_loss(variant, loss)
-    likelihood = inner if loss is None else LossCurvature(inner, loss)
-    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    kept = checkpoint_in(checkpoint, checkpoint_every)
     group = chosen_group(distributed, process_group)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)
+    with telling(group, "GGN"):
+        inner = likelihood_for_loss(variant, loss)
+        likelihood = inner if loss is None else LossCurvature(inner, loss)
+        arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+        kept = checkpoint_in(checkpoint, checkpoint_every)
+        return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

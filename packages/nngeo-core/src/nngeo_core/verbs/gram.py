@@ -10,6 +10,7 @@ from torch import nn
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import shared_generator
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ def GramMatrix(
         tensor([[25.,  3.],
                 [ 3.,  1.]])
     """
+    group = chosen_group(distributed, process_group)
     arguments = (model, "regression", function, layer_collection, device, None, memory_budget, check)
     loaders = (loader,) if loader2 is None else (loader, loader2)
-    kind, generator = shared_generator(
-        lambda: _representation(representation), arguments, loaders, distributed, process_group
-    )
-    found: FMat = kind(generator, examples=loader, others=loader2, method=method, out=out, progress=progress)
+    with telling(group, "GramMatrix"):
+        kind, generator = shared_generator(lambda: _representation(representation), arguments, loaders, group)
+        found: FMat = kind(generator, examples=loader, others=loader2, method=method, out=out, progress=progress)
     return found
 
 

@@ -12,9 +12,10 @@ from nngeo_core.likelihoods.base import Likelihood
 from nngeo_core.likelihoods.choice import likelihood_for_loss
 from nngeo_core.likelihoods.empirical import Loss
 from nngeo_core.matrices.pmat import PMat
+from nngeo_core.parallel.group import Group
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.identity import computation
-from nngeo_core.sweep.processes import agree, check_shard, chosen_group, share, together
+from nngeo_core.sweep.processes import agree, check_shard, chosen_group, share, telling
 from nngeo_core.verbs.sweep import START
 
 if TYPE_CHECKING:
@@ -83,26 +84,30 @@ def Hessian(
         tensor(10.)
     """
     group = chosen_group(distributed, process_group)
-    likelihood = likelihood_for_loss(variant, loss)
     several = isinstance(representation, Sequence) and not isinstance(representation, str)
     choices: Any = representation if several else [representation]
-    if not choices:
-        raise ValueError("representation is an empty list; give at least one name or class")
-    with together(group, START):
+    with telling(group, "Hessian"):
+        if not choices:
+            raise ValueError("representation is an empty list; give at least one name or class")
         kinds = [_checked_kind(choice) for choice in choices]
+        likelihood = likelihood_for_loss(variant, loss)
         generator = registry.generator("hessian")(
             model, likelihood, function, layer_collection, device, n_output, memory_budget, check, loss
         )
+        about = f"hessian of {'a loss' if loss is not None else likelihood.name}"
+        lazy = registry.representation("implicit", kind="pmat")(generator, examples=loader, likelihood=about)
         if group is not None:
             check_shard(loader, group)
-    if group is not None:
-        share(generator, group, START)
-        agree(group, START, {"the representations": [f"Hessian {kind.__name__}" for kind in kinds]})
-        agree(group, START, computation(generator, ()) | {"the loss": getattr(loss, "__qualname__", str(type(loss)))})
-    about = f"hessian of {'a loss' if loss is not None else likelihood.name}"
-    lazy = registry.representation("implicit", kind="pmat")(generator, examples=loader, likelihood=about)
-    matrices = [lazy.convert(kind) for kind in kinds]
+            _join(generator, group, kinds, loss)
+        matrices = [lazy.convert(kind) for kind in kinds]
     return matrices if several else matrices[0]
+
+
+def _join(generator: Any, group: Group, kinds: Sequence[type[PMat]], loss: Loss | None) -> None:
+    """Have a generator's products go over the examples of all processes, which agree about what they compute."""
+    share(generator, group, START)
+    agree(group, START, {"the representations": [f"Hessian {kind.__name__}" for kind in kinds]})
+    agree(group, START, computation(generator, ()) | {"the loss": getattr(loss, "__qualname__", str(type(loss)))})
 
 
 def _checked_kind(choice: object) -> type[PMat]:

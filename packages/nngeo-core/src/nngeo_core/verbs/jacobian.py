@@ -10,6 +10,7 @@ from torch import nn
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.matrices.maps import PushForward
 from nngeo_core.plugins import registry
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import shared_generator
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ def Jacobian(
         >>> (J @ PVector(J.layer_collection, vector_repr=torch.tensor([1.0, 10.0]))).vector_repr
         tensor([[43.]])
     """
+    group = chosen_group(distributed, process_group)
     arguments = (model, "regression", function, layer_collection, device, None, memory_budget, check)
-    kind, generator = shared_generator(
-        lambda: _representation(representation), arguments, (loader,), distributed, process_group
-    )
-    found: PushForward = kind(generator, examples=loader, progress=progress)
+    with telling(group, "Jacobian"):
+        kind, generator = shared_generator(lambda: _representation(representation), arguments, (loader,), group)
+        found: PushForward = kind(generator, examples=loader, progress=progress)
     return found
 
 

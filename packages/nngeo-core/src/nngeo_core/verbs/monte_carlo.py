@@ -15,7 +15,7 @@ from nngeo_core.likelihoods.sampled import MonteCarlo
 from nngeo_core.matrices.choice import Representation
 from nngeo_core.plugins import registry
 from nngeo_core.sweep.checkpoint import checkpoint_in
-from nngeo_core.sweep.processes import chosen_group
+from nngeo_core.sweep.processes import chosen_group, telling
 from nngeo_core.verbs.sweep import swept
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ def FIM_MonteCarlo(
         >>> F.size(), F.generator.likelihood.trials
         ((9, 9), 10)
     """
-    likelihood = MonteCarlo(chosen_likelihood(variant), trials, fresh_seed(generator))
-    arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
-    kept = checkpoint_in(checkpoint, checkpoint_every)
     group = chosen_group(distributed, process_group)
-    return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)
+    with telling(group, "FIM_MonteCarlo"):
+        likelihood = MonteCarlo(chosen_likelihood(variant), trials, fresh_seed(generator))
+        arguments = (model, likelihood, function, layer_collection, device, n_output, memory_budget, check)
+        kept = checkpoint_in(checkpoint, checkpoint_every)
+        return swept(lambda: registry.generator("hooks")(*arguments), loader, representation, progress, kept, group)

@@ -103,7 +103,8 @@ def verify(
         {name: _error(*pair) for name, pair in pairs.items()},
         {name: found.numel() for name, (found, _) in pairs.items()},
     )
-    limit = 100 * torch.finfo(next(iter(matrices.values())).dtype).eps ** 0.75
+    computed = max(torch.finfo(parameter.dtype).eps for _, parameter in layers.named_parameters(model))
+    limit = max(100 * torch.finfo(next(iter(matrices.values())).dtype).eps ** 0.75, 4 * computed)
     if not max(report.errors.values()) <= limit:
         raise NNGeoError(f"entries differ from plain autograd by more than {limit:.0e} of the largest one:\n{report}")
     return report
