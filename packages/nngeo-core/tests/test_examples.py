@@ -196,3 +196,26 @@ def test_a_mapping_need_not_be_a_dict() -> None:
 
     assert list(iterate_batches(Encoding()))[0]["x"] is X
     assert (count_examples(Encoding()), select_examples(Encoding(), slice(1))["x"].shape) == (4, (1, 3))
+
+
+@pytest.mark.parametrize("pieces", [3, 5])
+def test_batches_in_a_tuple_look_like_one_batch_and_are_warned_of(pieces: int) -> None:
+    parts = torch.randn(4 * pieces, 3).split(4)
+    with pytest.warns(UserWarning, match=rf"tuple of {pieces} tensors of shape \(4, 3\) is one batch"):
+        (batch,) = iterate_batches(parts)
+    assert batch is parts
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        (torch.zeros(4, 3), torch.zeros(4)),
+        (torch.zeros(4, 3), torch.zeros(4, 3)),
+        (torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.float64)),
+        (torch.zeros(4, 3, dtype=torch.int64),) * 3,
+        [(torch.zeros(4, 3),) * 3],
+        (torch.zeros(4, 3),),
+    ],
+)
+def test_inputs_and_targets_that_differ_and_loaders_are_taken_without_a_warning(examples: Any) -> None:
+    assert len(list(iterate_batches(examples))) == 1

@@ -4,6 +4,7 @@ A tensor, a mapping, or a tuple or list of tensors of equal first dimension is o
 yields batches, whose elements may be nested.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeAlias
@@ -34,10 +35,19 @@ Batch: TypeAlias = Any
 def iterate_batches(examples: Any) -> Iterator[Batch]:
     """The batches of a loader, or the one batch that `examples` is.
 
+    Warns where that is a tuple or list of tensors that look like batches themselves, as `x.split(32)` returns: only its first
+    tensor would be given to the model.
+
     Raises:
         TypeError: `examples` is neither.
     """
     if is_one_batch(examples):
+        if _looks_like_batches(examples):
+            warnings.warn(
+                f"a {type(examples).__name__} of {len(examples)} tensors of shape {tuple(examples[0].shape)} is one batch, "
+                "inputs first, then targets. If these are batches, give [(x,) for x in ...]; if it is one, [(x, y)] says so",
+                stacklevel=2,
+            )
         yield examples
         return
     if not isinstance(examples, Iterable) or isinstance(examples, str | bytes):
@@ -56,6 +66,13 @@ def is_one_batch(examples: Any) -> bool:
         return False
     first = examples[0]
     return all(isinstance(part, Tensor) and part.shape[:1] == first.shape[:1] for part in examples)
+
+
+def _looks_like_batches(examples: Batch) -> bool:
+    """Whether one batch is three or more floating-point tensors that cannot be told from each other: two may be (x, y)."""
+    if not isinstance(examples, tuple | list) or len(examples) < 3 or not examples[0].is_floating_point():
+        return False
+    return all(part.shape == examples[0].shape and part.dtype == examples[0].dtype for part in examples)
 
 
 def count_examples(batch: Batch) -> int:
