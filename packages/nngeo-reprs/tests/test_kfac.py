@@ -396,3 +396,16 @@ def test_solve_keeps_eigenvalues_far_below_the_largest() -> None:
     unit[-1] = 1
     found = matrix.solve(PVector(layers, vector_repr=unit), 1e-6).get_flat_representation()[-1]
     assert relative_error(found, torch.tensor(1 / 5.1e-5)) <= 1e-5
+
+
+def test_decomposing_ahead_leaves_nothing_to_decompose(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    F = FIM(nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64), PMatKFAC)
+    v = random_pvector(F.layer_collection, dtype=torch.float64)
+    expected = F.solve(v, 0.1).get_flat_representation()
+    again = PMatKFAC(data=dict(F.data), layer_collection=F.layer_collection)
+    assert again.decompose() is again
+    monkeypatch.setattr("nngeo_reprs.kfac.spectrum", lambda factors: pytest.fail("decomposed again"))
+    torch.testing.assert_close(again.solve(v, 0.1).get_flat_representation(), expected, rtol=0, atol=0)
+    with pytest.raises(UnsupportedOperationError, match="product"):
+        F.mm(F).decompose()

@@ -23,6 +23,7 @@ from nngeo import (
     Jacobian,
     JacobianBatch,
     LayerCollection,
+    PMatKFAC,
     PVector,
     populate,
 )
@@ -177,6 +178,10 @@ def traffic() -> dict[str, dict[str, int]]:
             group.traffic.clear()
             F.mv(vector(F, torch.ones(F.size(0), dtype=torch.float64)))
         found[choice] = dict(group.traffic)
+        if isinstance(F, PMatKFAC):
+            group.traffic.clear()
+            F.decompose()
+            found["kfac, decomposed"] = dict(group.traffic)
     F = EmpiricalFIM(model(), mine(), "diag", variant="classif_logits", centred=True, distributed=True)
     K = GramMatrix(model(), mine(), distributed=True)
     found |= {"centred": dict(F.generator.group.traffic), "Gram": dict(K.generator.group.traffic)}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nngeo import FIM, GGN, EmpiricalFIM, GramMatrix, Hessian, Jacobian, PMat, PVector
 from nngeo_core.vectors.fvector import FVector
+from nngeo_reprs.kfac_reduce import PMatKFACReduce
 
 N_EXAMPLES = 11
 SHARDS = {1: [11], 2: [8, 3], 3: [6, 0, 5], 4: [4, 1, 0, 6]}
@@ -131,6 +132,8 @@ def entries(named: dict[str, PMat]) -> dict[str, Tensor]:
     for name, F in named.items():
         found[name], found[f"{name} examples"] = F.get_dense_tensor(), torch.tensor([float(F.n_examples or 0)])
         v = torch.linspace(-1, 2, 2 * F.size(0), dtype=torch.float64, device=device()).view(2, -1)
+        if isinstance(F, PMatKFACReduce):
+            F.decompose()  # together; the other ones decompose for themselves when they solve
         found[f"{name} mv"], found[f"{name} solve"] = F.mv(v), F.solve(v, regul=0.1)
         found[f"{name} stored"] = torch.cat([tensor.flatten() for tensor in F.tensors().values()])
     return found

@@ -12,7 +12,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.kfac_sums import KFACAccumulator
-from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis, shared_bases, spectrum
+from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis, shared_spectra, spectrum
 
 __all__ = ["EKFACAccumulator", "EigenvalueAccumulator"]
 
@@ -80,7 +80,8 @@ class EKFACAccumulator(KFACAccumulator):
         super().reduce_(group, what)
         if self.n_examples:
             with torch.inference_mode(False), torch.no_grad():
-                self.bases = shared_bases(KFACAccumulator.finalize(self), group, f"{what}, eigendecompositions")
+                spectra = shared_spectra(KFACAccumulator.finalize(self), group, f"{what}, eigendecompositions")
+                self.bases = {layer_id: found.basis for layer_id, found in spectra.items()}
 
     def _eigenbases(self) -> dict[str, KroneckerBasis]:
         with torch.inference_mode(False), torch.no_grad():

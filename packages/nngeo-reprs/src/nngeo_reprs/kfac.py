@@ -28,7 +28,7 @@ from nngeo_reprs.kronecker import (
     pseudo_inverse,
     singular_values,
 )
-from nngeo_reprs.kronecker_basis import EigenBlock, FactorSpectrum, spectrum
+from nngeo_reprs.kronecker_basis import EigenBlock, FactorSpectrum, shared_spectra, spectrum
 from nngeo_reprs.kronecker_matrix import KroneckerMatrix, block_name
 from nngeo_reprs.kronecker_null_space import null_width, solve_beside_null_space
 from nngeo_reprs.sum import PMatSum
@@ -131,6 +131,28 @@ class PMatKFAC(KroneckerMatrix):
 
     def _eigen_kind(self) -> type[PMatEKFAC]:
         return PMatEKFAC
+
+    def decompose(self) -> "PMatKFAC":
+        """Make the eigendecompositions of all factors now, and keep them: what `solve`, `inverse` and the spectrum need.
+
+        The first of those makes them otherwise. Processes that have computed the matrix together share the work, factor by
+        factor, if all of them call this; what needs them later is done by each process for itself.
+
+        Returns:
+            The matrix itself.
+
+        Raises:
+            UnsupportedOperationError: The matrix is a product.
+            DistributedError: Another process of the group failed, or is elsewhere.
+        """
+        group = None if self.generator is None else self.generator.group
+        self._check_symmetric("eigenvectors of the factors", "solve needs none")
+        if group is not None and group.size > 1:
+            with torch.no_grad():
+                found = shared_spectra(self.data, group, "the eigendecompositions of KFAC")
+            self._cached("spectra", lambda: found)
+        self._spectra()
+        return self
 
     def _spectra(self) -> dict[str, FactorSpectrum]:
         """The eigendecompositions of all factors, computed once."""

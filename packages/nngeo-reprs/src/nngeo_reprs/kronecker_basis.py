@@ -12,7 +12,7 @@ from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.parallel.group import Group
 from nngeo_core.parallel.sharing import shared_out
 
-__all__ = ["EigenBlock", "FactorSpectrum", "KroneckerBasis", "same_basis", "shared_bases", "spectrum"]
+__all__ = ["EigenBlock", "FactorSpectrum", "KroneckerBasis", "same_basis", "shared_spectra", "spectrum"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,16 +132,28 @@ def spectrum(factors: KroneckerFactors) -> FactorSpectrum:
     return FactorSpectrum(KroneckerBasis(vectors, output_vectors, factors.layout), values, output_values)
 
 
-def shared_bases(factors: Mapping[str, KroneckerFactors], group: Group, what: str) -> dict[str, KroneckerBasis]:
-    """The eigenvectors of each layer's factors, decomposed by one process each and balanced by q W^3 for a factor W wide."""
+def shared_spectra(factors: Mapping[str, KroneckerFactors], group: Group, what: str) -> dict[str, FactorSpectrum]:
+    """The eigendecompositions of all factors, each made by one process, and balanced by q W^3 for a factor W wide."""
     matrices = {f"{layer_id}.outputs": pair.outputs for layer_id, pair in factors.items()}
     matrices |= {f"{layer_id}.inputs": pair.inputs for layer_id, pair in factors.items() if pair.inputs.ndim == 3}
     costs = {name: float(len(matrix) * matrix.shape[-1] ** 3) for name, matrix in matrices.items()}
-    vectors = shared_out(matrices, costs, lambda matrix: eigh(matrix)[1], group, what)
-    return {
-        layer_id: KroneckerBasis(vectors.get(f"{layer_id}.inputs"), vectors[f"{layer_id}.outputs"], pair.layout)
-        for layer_id, pair in factors.items()
-    }
+    packed = shared_out(matrices, costs, _packed_eigh, _packed_shape, group, what)
+    found = {}
+    for layer_id, pair in factors.items():
+        outputs, inputs = packed[f"{layer_id}.outputs"], packed.get(f"{layer_id}.inputs")
+        basis = KroneckerBasis(None if inputs is None else inputs[:, 1:], outputs[:, 1:], pair.layout)
+        found[layer_id] = FactorSpectrum(basis, pair.inputs if inputs is None else inputs[:, 0], outputs[:, 0])
+    return found
+
+
+def _packed_eigh(matrix: Tensor) -> Tensor:
+    """Eigenvalues as a first row above the eigenvectors, shape (q, 1 + W, W)."""
+    values, vectors = eigh(matrix)
+    return torch.cat((values.unsqueeze(-2), vectors), -2)
+
+
+def _packed_shape(matrix: Tensor) -> tuple[int, ...]:
+    return len(matrix), 1 + matrix.shape[-1], matrix.shape[-1]
 
 
 def same_basis(first: KroneckerBasis, second: KroneckerBasis) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from nngeo_core.parallel.group import Group
@@ -30,29 +29,31 @@ def assigned(costs: Mapping[str, float], processes: int) -> dict[str, int]:
 
 
 def shared_out(
-    inputs: Mapping[str, Tensor], costs: Mapping[str, float], work: Callable[[Tensor], Tensor], group: Group, what: str
+    inputs: Mapping[str, Tensor],
+    costs: Mapping[str, float],
+    work: Callable[[Tensor], Tensor],
+    shape: Callable[[Tensor], tuple[int, ...]],
+    group: Group,
+    what: str,
 ) -> dict[str, Tensor]:
-    """`work` of each tensor, computed by one process and broadcast to the others; results are like their inputs.
+    """`work` of each tensor, computed by one process and broadcast to the others.
 
     Args:
         inputs: By name, the same on all processes.
         costs: How long each takes, in whatever unit.
-        work: Returns a tensor of its argument's shape and dtype.
+        work: Returns a tensor of its argument's dtype.
+        shape: That of what `work` returns.
         group: The processes.
         what: The operation, for errors.
     """
     owners = assigned(costs, group.size)
     with group.together(what):
         found = {
-            name: work(tensor) if owners[name] == group.rank else torch.empty_like(tensor, memory_format=_DENSE)
+            name: work(tensor).contiguous() if owners[name] == group.rank else tensor.new_empty(shape(tensor))
             for name, tensor in inputs.items()
         }
-    found = {name: tensor.contiguous() for name, tensor in found.items()}
     for rank in range(group.size):
         for bucket in in_buckets({name: tensor for name, tensor in found.items() if owners[name] == rank}):
             group.broadcast_(bucket.buffer, rank, what)
             bucket.unpack()
     return found
-
-
-_DENSE = torch.contiguous_format
