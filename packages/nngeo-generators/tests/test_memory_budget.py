@@ -131,3 +131,18 @@ def test_products_join_within_the_budget(convnet: nn.Module) -> None:
     allowed = training(convnet, IMAGES[:2]) + MIB
     assert product(convnet, PAIRS, MIB) <= allowed
     assert product(convnet, PAIRS, None) > 1.5 * allowed
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_products_cut_a_large_batch_to_the_budget(form: bool, convnet: nn.Module) -> None:
+    """The graph of one large batch would not fit; the result is that of the whole."""
+
+    def result(budget: int | None) -> Tensor:
+        generator = HooksGenerator(convnet, GaussianLikelihood(), memory_budget=budget)
+        v = random_pvector(generator.layer_collection, generator=torch.Generator().manual_seed(0))
+        if form:
+            return generator.quadratic_form(v, IMAGES)
+        return generator.product(v, IMAGES).get_flat_representation()
+
+    assert product(convnet, IMAGES, MIB) <= training(convnet, IMAGES[:2]) + MIB < product(convnet, IMAGES, None)
+    torch.testing.assert_close(result(MIB), result(None), rtol=1e-4, atol=1e-6)

@@ -216,13 +216,13 @@ def test_with_many_rows_it_iterates_and_a_preconditioner_helps() -> None:
     case = mlp(widths=(3, 3, 2), n_examples=40)
     matrix, counts = _implicit(case, "regression"), []
     dense, kfac = FIM(case.model, case.inputs, [PMatDense, PMatKFAC], variant="regression")
-    product = matrix.generator.product
+    product = matrix.generator.flat_product
 
-    def counted(v: PVector, examples: Any) -> PVector:
+    def counted(v: Tensor, examples: Any) -> Tensor:
         counts.append(1)
         return product(v, examples)
 
-    matrix.generator.product = counted  # type: ignore[method-assign]
+    matrix.generator.flat_product = counted  # type: ignore[method-assign]
     right = _rows(matrix, 1)
     for preconditioner in (None, kfac, dense):
         _check_solution(dense.data, matrix.solve(right, 1e-4, preconditioner), right, 1e-4)

@@ -79,6 +79,7 @@ class HooksGenerator(Generator):
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None
+        self._in_order: object = None
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
@@ -101,11 +102,11 @@ class HooksGenerator(Generator):
         return coverage_of(self._plan, self._first_plan, self.layer_collection, examined=self._trusted is not None)
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
-        check_modes(self.model)
+        state = self._state()
         batch = move_batch(batch, self.device)
         part = Part(batch, (0,) * count_examples(batch))
         if part.numbers:
-            self._trust(part, model_state(self.model))
+            self._trust(part, state)
             self._alone = None  # whole examples at once: nothing to be cut
         capture = self._capture(part)
         total, negative = self.count_directions(capture.outputs.detach(), batch)
@@ -135,13 +136,20 @@ class HooksGenerator(Generator):
 
     def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, object]]:
         """The batches that have examples, on the model's device, with the state of the model."""
-        check_modes(self.model)
-        state = model_state(self.model)
+        state = self._state()
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
             if n:
                 yield Part(batch, (number,) * n), state
+
+    def _state(self) -> object:
+        """The model's state, whose modes were seen to be such that examples have derivatives of their own."""
+        state = model_state(self.model)
+        if state != self._in_order:
+            check_modes(self.model)
+            self._in_order = state
+        return state
 
     def _outputs(self, batch: Batch) -> Tensor:
         return self.outputs(batch, count_examples(batch))
@@ -291,9 +299,10 @@ class HooksGenerator(Generator):
         self._chunks.clear()
 
     def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
-        """The batches, each with how many examples it may be joined to, as far as three graphs of them fit the budget.
+        """The batches, cut or to be joined to as many examples as three graphs fit the budget of, and tensors the cache.
 
-        The first is seen not to mix examples, which the products of the others then do not either.
+        A tensor goes through with its tangent and what is computed from both. The first batch is seen not to mix examples,
+        which the products of the others then do not either.
         """
         keep_freed_memory(self.device)
         for part, state in self._numbered(batches):
@@ -306,8 +315,10 @@ class HooksGenerator(Generator):
                 self._inspected = (state, n > 1)
                 self._sound.clear()
             graph = self._graph(part)
-            most = largest_tensor(self.device, self._budget) // max(1, graph.largest)
-            yield part, self._joined(min(most, self._budget // max(1, 3 * graph.total)))
+            largest, budget = largest_tensor(self.device, self._budget), self._budget
+            most = max(1, min(largest // max(1, 3 * graph.largest), budget // max(1, 3 * graph.total)))
+            for some in blocks(n, 1, most):
+                yield part if some.stop - some.start == n else part.select(some), self._joined(most)
 
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
         return push_forward(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)

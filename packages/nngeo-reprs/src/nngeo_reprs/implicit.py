@@ -162,14 +162,14 @@ class PMatImplicit(LazyMatrix):
     def _product_rows(self, rows: Tensor) -> Tensor:
         found = torch.zeros_like(rows)
         for place, row in enumerate(rows):
-            found[place] = self.generator.product(self._vector(row), self._batches()).get_flat_representation()
+            found[place] = self.generator.flat_product(row, self._batches())
         if len(rows):
             self._count()
         return found
 
     def _quadratic_form(self, v: Tensor) -> Tensor:
         def form(flat: Tensor) -> Tensor:
-            found = self.generator.quadratic_form(self._vector(flat), self._batches())
+            found = self.generator.flat_quadratic_form(flat, self._batches())
             self._count()
             return found
 

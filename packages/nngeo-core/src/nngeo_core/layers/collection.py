@@ -15,7 +15,7 @@ from nngeo_core.layers.overview import Origin, layer_table
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_sources, find_sources_of
-from nngeo_core.layers.unwrapping import unwrapped
+from nngeo_core.layers.unwrapping import inside, unwrapped
 
 __all__ = ["LayerCollection"]
 
@@ -268,7 +268,7 @@ class LayerCollection(Mapping[str, Layer]):
             ['0.weight', '0.bias']
         """
         return tuple(
-            (name, parameter) for _, name, parameter in match_parameters(unwrapped(model), self, self.parameter_names)
+            (name, parameter) for _, name, parameter in match_parameters(inside(model), self, self.parameter_names)
         )
 
     def structure(self, layer_id: str) -> Structure | None:

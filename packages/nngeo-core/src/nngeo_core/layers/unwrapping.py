@@ -8,7 +8,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from nngeo_core.errors import UnsupportedOperationError
 
-__all__ = ["unwrapped"]
+__all__ = ["inside", "unwrapped"]
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """What wrappers for several processes or devices are around; any other model itself."""
+    while isinstance(model, DistributedDataParallel | DataParallel):
+        model = model.module
+    return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -22,8 +29,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(model)) is model
         True
     """
-    while isinstance(model, DistributedDataParallel | DataParallel):
-        model = model.module
+    model = inside(model)
     pieces = _pieces(model)
     if pieces:
         raise UnsupportedOperationError(

@@ -97,13 +97,17 @@ class OperatorGenerator(ABC):
             ValueError: There are no examples.
             UnsupportedOperationError: The likelihood subtracts the mean gradient.
         """
-        self._check_uncentred()
         flat = checked_flat(v, self.layer_collection, self._dtype())
+        return PVector(self.layer_collection, self.flat_product(flat, examples))
+
+    def flat_product(self, flat: Tensor, examples: Any) -> Tensor:
+        """`product` of a flat vector (d,) in the dtype of products, shape (d,)."""
+        self._check_uncentred()
         with undisturbed(self.model, self.device), torch.no_grad():
             (found,) = self._averaged(
                 "a product", examples, lambda batches: [self._product(flat, batches)], [flat], flat
             )
-        return PVector(self.layer_collection, found)
+        return found
 
     def _averaged(
         self,
@@ -151,8 +155,11 @@ class OperatorGenerator(ABC):
 
         Takes and raises what `product` does.
         """
+        return self.flat_quadratic_form(checked_flat(v, self.layer_collection, self._dtype()), examples)
+
+    def flat_quadratic_form(self, flat: Tensor, examples: Any) -> Tensor:
+        """`quadratic_form` of a flat vector (d,) in the dtype of products."""
         self._check_uncentred()
-        flat = checked_flat(v, self.layer_collection, self._dtype())
         with undisturbed(self.model, self.device), torch.no_grad():
             form = [flat.new_zeros(())]
             (found,) = self._averaged(
