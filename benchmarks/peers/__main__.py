@@ -22,6 +22,7 @@ from benchmarks.peers.problem import Problem
 from benchmarks.peers.report import Row, machine, write
 from benchmarks.peers.timing import interleaved, plain, ratio
 from benchmarks.peers.workloads import WORKLOADS, Workload
+from benchmarks.solve_floors import decompositions, solve_floor
 
 NEEDED = {"NNGeometry": "nngeometry", "curvlinops": "curvlinops", "BackPACK": "backpack"}
 
@@ -30,9 +31,8 @@ def measured(problem: Problem, workload: Workload, name: str, libraries: dict[st
     """One row of the comparison."""
     entries = compared(libraries, problem, name)
     timed = {title: one.operation for title, one in entries.items() if one.operation is not None}
-    bare = floor(problem, name)
-    if bare is not None:
-        timed["floor"] = bare
+    bare = {"floor": floor(problem, name) or solve_floor(problem, name), "eigh": decompositions(problem, name)}
+    timed |= {title: operation for title, operation in bare.items() if operation is not None}
     times = interleaved({"unit": plain(problem.gradient_pass), **timed}, options.repetitions, options.limit)
     unit = times.pop("unit")
     found = {title: _found(one, times.get(title), unit) for title, one in entries.items()}
@@ -41,7 +41,7 @@ def measured(problem: Problem, workload: Workload, name: str, libraries: dict[st
             if title in timed:
                 found[title]["peak"] = peak_alone(title, workload.title, name)
     row: Row = {"workload": workload.title, "operation": name, "unit": min(unit), "libraries": found}
-    return row | ({"floor": ratio(times["floor"], unit)} if bare is not None else {})
+    return row | {title: ratio(times[title], unit) for title in bare if title in times}
 
 
 def _found(entry: Entry, times: list[float] | None, unit: list[float]) -> Row:

@@ -36,13 +36,14 @@ def cell(found: Row | None) -> str:
 def times(rows: list[Row], libraries: list[str]) -> str:
     """Gradient passes, a row for each workload and operation."""
     lines = [
-        f"| workload | operation | {' | '.join(libraries)} | floor | nngeo / floor |",
-        f"|---|---|{'---|' * (len(libraries) + 2)}",
+        f"| workload | operation | {' | '.join(libraries)} | floor | eigendecompositions | nngeo / floor |",
+        f"|---|---|{'---|' * (len(libraries) + 3)}",
     ]
     for row in rows:
         cells = [cell(row["libraries"].get(title)) for title in libraries]
-        bare, ours = row.get("floor"), row["libraries"].get("nngeo", {}).get("ratio")
-        ends = [f"{bare:.3g}" if bare else "", f"{ours / bare:.2f}" if bare and ours else ""]
+        bare, apart, ours = row.get("floor"), row.get("eigh", 0.0), row["libraries"].get("nngeo", {}).get("ratio")
+        ends = [f"{bare:.3g}" if bare else "", f"{apart:.3g}" if apart else ""]
+        ends.append(f"{(ours - apart) / bare:.2f}" if bare and ours else "")
         lines.append(f"| {row['workload']} | {row['operation']} | {' | '.join(cells + ends)} |")
     return "\n".join(lines)
 
