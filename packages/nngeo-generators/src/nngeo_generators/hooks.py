@@ -79,7 +79,7 @@ class HooksGenerator(Generator):
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None
-        self._in_order: object = None
+        self._accepted: object = None
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
@@ -144,11 +144,11 @@ class HooksGenerator(Generator):
                 yield Part(batch, (number,) * n), state
 
     def _state(self) -> object:
-        """The model's state, whose modes were seen to be such that examples have derivatives of their own."""
+        """The state of the model, once `check_modes` has accepted it."""
         state = model_state(self.model)
-        if state != self._in_order:
+        if state != self._accepted:
             check_modes(self.model)
-            self._in_order = state
+            self._accepted = state
         return state
 
     def _outputs(self, batch: Batch) -> Tensor:
