@@ -299,10 +299,10 @@ class HooksGenerator(Generator):
         self._chunks.clear()
 
     def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
-        """The batches, cut or to be joined to as many examples as three graphs fit the budget of, and tensors the cache.
+        """The batches for a product, large ones cut, each with how many examples it may be joined to.
 
-        A tensor goes through with its tangent and what is computed from both. The first batch is seen not to mix examples,
-        which the products of the others then do not either.
+        Three graphs of a part fit the budget, and three of its largest tensor the cache: the tensor, its tangent, and what is
+        computed from both. The first batch is checked not to mix examples, which is then taken to hold for the others.
         """
         keep_freed_memory(self.device)
         for part, state in self._numbered(batches):
