@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from benchmarks.floors import floor
-from benchmarks.networks import convnet, mlp
+from benchmarks.networks import convnet, mlp, random_inputs
 from benchmarks.peers import timing
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.problem import Problem
 from benchmarks.peers.timing import interleaved, plain, ratio
-from benchmarks.peers.workloads import random_inputs
 
 
 @dataclass(frozen=True)
