@@ -73,7 +73,7 @@ class Solve:
 
     def track_products(self, device: str, representation: str, size: int) -> float:
         """Return the time of a repeated solution divided by that of a product; 3 at most for KFAC."""
-        clock = self.subject._seconds
+        clock = self.subject.seconds
         many = [lambda: [self.solve() for _ in range(10)], lambda: [self.matrix.mv(self.v) for _ in range(10)]]
         ratios = sorted(clock(many[0]) / clock(many[1]) for _ in range(5))
         return ratios[2]

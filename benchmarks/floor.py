@@ -6,47 +6,56 @@ several repetitions, so that it does not depend on how fast or how busy the mach
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 
 from benchmarks.floors import floor
-from benchmarks.networks import convnet, mlp
+from benchmarks.networks import convnet, mlp, random_inputs
 from benchmarks.peers import timing
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.problem import Problem
 from benchmarks.peers.timing import interleaved, plain, ratio
-from benchmarks.peers.workloads import random_inputs
 
 
-def large_mlp(examples: int, batch: int) -> Problem:
-    """MLP 784-512-512-10."""
-    return Problem(mlp(784, 512, 512, 10), random_inputs(examples, 784), batch=batch)
+@dataclass(frozen=True)
+class Workload:
+    """Operations on a model.
+
+    Attributes:
+        title: Names the model.
+        build: Makes it.
+        shape: That of an example.
+        operations: Their names.
+        examples: How many there are.
+        batch: How many of them a batch has.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    operations: tuple[str, ...]
+    examples: int = 256
+    batch: int = 64
+
+    def problem(self) -> Problem:
+        """The model and its data, always the same."""
+        torch.manual_seed(0)
+        return Problem(self.build(), random_inputs(self.examples, *self.shape), batch=self.batch)
 
 
-def large_convnet(examples: int, batch: int) -> Problem:
-    """Four layers of 32, 32, 64 and 64 channels on 3 x 32 x 32."""
-    return Problem(convnet(32, 32, 64, 64), random_inputs(examples, 3, 32, 32), batch=batch)
-
-
-def small_mlp(examples: int, batch: int) -> Problem:
-    """MLP 64-48-48-10."""
-    return Problem(mlp(64, 48, 48, 10), random_inputs(examples, 64), batch=batch)
-
-
-def small_convnet(examples: int, batch: int) -> Problem:
-    """Four layers of 8, 8, 16 and 16 channels on 3 x 16 x 16."""
-    return Problem(convnet(8, 8, 16, 16), random_inputs(examples, 3, 16, 16), batch=batch)
-
-
-WORKLOADS: list[tuple[str, Callable[[int, int], Problem], tuple[str, ...], int, int]] = [
-    ("MLP 784-512-512-10", large_mlp, ("product", "diag", "kfac"), 256, 64),
-    ("convnet 32-32-64-64, 3 x 32 x 32", large_convnet, ("product", "diag", "kfac"), 256, 64),
-    ("MLP 64-48-48-10", small_mlp, ("dense",), 256, 64),
-    ("convnet 8-8-16-16, 3 x 16 x 16", small_convnet, ("dense",), 256, 64),
-    ("MLP 784-512-512-10", large_mlp, ("gram",), 128, 16),
-    ("convnet 32-32-64-64, 3 x 32 x 32", large_convnet, ("gram",), 64, 16),
+MLP = ("MLP 784-512-512-10", partial(mlp, 784, 512, 512, 10), (784,))
+CONVNET = ("convnet 32-32-64-64, 3 x 32 x 32", partial(convnet, 32, 32, 64, 64), (3, 32, 32))
+WORKLOADS = [
+    Workload(*MLP, ("product", "diag", "kfac")),
+    Workload(*CONVNET, ("product", "diag", "kfac")),
+    Workload("MLP 64-48-48-10", partial(mlp, 64, 48, 48, 10), (64,), ("dense",)),
+    Workload("convnet 8-8-16-16, 3 x 16 x 16", partial(convnet, 8, 8, 16, 16), (3, 16, 16), ("dense",)),
+    Workload(*MLP, ("gram",), examples=128, batch=16),
+    Workload(*CONVNET, ("gram",), examples=64, batch=16),
 ]
-"""Title, problem, operations, examples, and how many of them a batch has."""
 
 
 def row(title: str, problem: Problem, name: str, repetitions: int) -> str:
@@ -75,11 +84,10 @@ def main() -> None:
     timing.clock = options.clock
     print("| workload | operation | times the floor | gradient passes | floor in gradient passes |")
     print("|---|---|---|---|---|")
-    for title, build, names, examples, batch in WORKLOADS:
-        for name in names:
-            if options.only in f"{title} {name}":
-                torch.manual_seed(0)
-                print(row(title, build(examples, batch), name, options.repetitions), flush=True)
+    for workload in WORKLOADS:
+        for name in workload.operations:
+            if options.only in f"{workload.title} {name}":
+                print(row(workload.title, workload.problem(), name, options.repetitions), flush=True)
 
 
 if __name__ == "__main__":

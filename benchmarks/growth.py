@@ -14,10 +14,10 @@ from statistics import median
 from time import process_time
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nngeo
-from benchmarks.networks import mlp
+from benchmarks.networks import mlp, random_inputs
 from nngeo import FIM, LayerCollection, random_pvector
 from nngeo_core.plugins import registry
 
@@ -54,14 +54,9 @@ def deep(depth: int) -> nn.Module:
     return model
 
 
-def inputs(n: int, width: int) -> Tensor:
-    """Standard normal inputs, always the same."""
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(0))
-
-
 def product_by_outputs(c: int) -> Run:
     """F v for c classes, with hidden layers that outweigh the last."""
-    model, x = mlp(256, 1024, 1024, c), inputs(128, 256)
+    model, x = mlp(256, 1024, 1024, c), random_inputs(128, 256)
     layers = LayerCollection.from_model(model)
     generator, v = registry.generator("hooks")(model, "classif_logits", layer_collection=layers), random_pvector(layers)
     return lambda: generator.product(v, x)
@@ -69,13 +64,13 @@ def product_by_outputs(c: int) -> Run:
 
 def gram_by_examples(n: int) -> Run:
     """The kernel of n examples."""
-    model, x = mlp(256, 256, 10), inputs(n, 256)
+    model, x = mlp(256, 256, 10), random_inputs(n, 256)
     return lambda: nngeo.GramMatrix(model, x)
 
 
 def kfac_by_examples(n: int) -> Run:
     """Both factors from n examples in batches of 64."""
-    model, x = mlp(256, 256, 256, 10), inputs(n, 256)
+    model, x = mlp(256, 256, 256, 10), random_inputs(n, 256)
     return lambda: FIM(model, [(part,) for part in x.split(64)], "kfac", 10)
 
 
@@ -83,7 +78,7 @@ def built_by_depth(representation: str) -> Callable[[int], Run]:
     """A build for a number of hidden layers."""
 
     def prepare(depth: int) -> Run:
-        model, x = deep(depth), inputs(128, 128)
+        model, x = deep(depth), random_inputs(128, 128)
         return lambda: FIM(model, x, representation, 10)
 
     return prepare
@@ -91,7 +86,7 @@ def built_by_depth(representation: str) -> Callable[[int], Run]:
 
 def product_by_depth(depth: int) -> Run:
     """F v for a number of hidden layers."""
-    model, x = deep(depth), inputs(128, 128)
+    model, x = deep(depth), random_inputs(128, 128)
     layers = LayerCollection.from_model(model)
     generator, v = registry.generator("hooks")(model, "classif_logits", layer_collection=layers), random_pvector(layers)
     return lambda: generator.product(v, x)

@@ -1,10 +1,11 @@
-"""The plain networks that several benchmarks share."""
+"""The plain networks and inputs that several benchmarks share."""
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["convnet", "mlp"]
+__all__ = ["convnet", "mlp", "random_inputs"]
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -22,3 +23,8 @@ def convnet(a: int, b: int, c: int, d: int, classes: int = 10) -> nn.Sequential:
         *(nn.Conv2d(b, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(d, classes)),
     )
+
+
+def random_inputs(n: int, *shape: int) -> Tensor:
+    """Standard normal inputs, always the same."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))

@@ -72,9 +72,10 @@ class Subject:
         """The time of a call in gradient passes: the median of neighbouring measurements, after one call to warm up."""
         call()
         self.gradient_pass()
-        return median(self._seconds(call) / self._seconds(self.gradient_pass) for _ in range(repeats))
+        return median(self.seconds(call) / self.seconds(self.gradient_pass) for _ in range(repeats))
 
-    def _seconds(self, call: Callable[[], object]) -> float:
+    def seconds(self, call: Callable[[], object]) -> float:
+        """The time of one call."""
         start = perf_counter()
         call()
         self.wait()

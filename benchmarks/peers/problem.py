@@ -35,7 +35,7 @@ class Operation:
 
 @dataclass
 class Problem:
-    """A classifier, its data in batches of 64, and a vector.
+    """A classifier, its data in batches, and a vector.
 
     Attributes:
         model: Maps a batch of inputs to logits (n, c), in evaluation mode.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import convnet, mlp
+from benchmarks.networks import convnet, mlp, random_inputs
 from benchmarks.peers.problem import Problem
 
 MATRIX_FREE = ("product", "quadratic form", "trace")
@@ -54,11 +54,6 @@ class Logits(nn.Module):
         """Shape (n, ...) to (n, classes)."""
         logits: Tensor = self.model(x).logits
         return logits if logits.ndim == 2 else logits[:, -1]
-
-
-def random_inputs(n: int, *shape: int) -> Tensor:
-    """Standard normal inputs, always the same."""
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def classes(c: int) -> Problem:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nngeo_core import ClassifLogits, LayerCollection, NonFiniteError, UnsupportedLayerError
+from nngeo_core import ClassifLogits, LayerCollection, NonFiniteError, UnsupportedLayerError, random_pvector
 from nngeo_core.testing import fisher_directions, output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
 
@@ -63,6 +63,26 @@ def test_dropout_in_training_mode_is_refused(dropout: nn.Module) -> None:
 @pytest.mark.parametrize("model", [nn.Dropout(0.0), nn.Dropout(0.5).eval()], ids=repr)
 def test_dropout_that_drops_nothing_is_fine(model: nn.Module, hooks: Hooks) -> None:
     assert hooks(nn.Sequential(nn.Linear(3, 2).double(), model)).jacobian(X).n_examples == 4
+
+
+def test_dropout_that_begins_between_two_products_is_refused(hooks: Hooks) -> None:
+    dropout = nn.Dropout(0.0)
+    generator = hooks(nn.Sequential(nn.Linear(3, 2), dropout).double())
+    v = random_pvector(generator.layer_collection, dtype=torch.float64)
+    generator.product(v, X)
+    dropout.p = 0.5
+    with pytest.raises(UnsupportedLayerError, match="drops units at random"):
+        generator.product(v, X)
+
+
+def test_losing_running_statistics_between_two_products_is_refused(hooks: Hooks) -> None:
+    norm = nn.BatchNorm1d(2, affine=False)
+    generator = hooks(nn.Sequential(nn.Linear(3, 2), norm).double().eval())
+    v = random_pvector(generator.layer_collection, dtype=torch.float64)
+    generator.product(v, X)
+    norm.running_mean = norm.running_var = None
+    with pytest.raises(UnsupportedLayerError, match="give it running statistics"):
+        generator.product(v, X)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ GIVEN = {
     "J^T u": ("ShapeError: expected an FVector of shape", ""),
     "K u": ("ShapeError: ", ""),
 }
-"""What process 1 raises, and at which operation it was, where the others were at another one."""
+"""What process 1 raises, and in which operation, where that is not the one in which the others are told."""
 LOST = ("OSError: the disk is gone", "")
-NONE: tuple[Any, str] = (("TypeError: examples are one batch", "ValueError: give either `data` or `examples`"), "")
+NO_LOADER: tuple[Any, str] = (("TypeError: examples are one batch", "ValueError: give either `data` or `examples`"), "")
 DIFFERENT = "it differs in the number of loaders: 1 there, 2 here"
 
 
@@ -70,7 +70,7 @@ def test_an_error_of_one_process_is_told_to_all(found: list[dict[str, dict[str, 
         elif (kind, case) == ("no loader", "cross kernel"):
             assert all(DIFFERENT in message for message in messages)
         else:
-            raised, place = LOST if kind == "broken loader" else GIVEN.get(case, NONE)
+            raised, place = LOST if kind == "broken loader" else GIVEN.get(case, NO_LOADER)
             assert own.startswith(raised), (case, own)
             for message in messages[:1] + messages[2:]:
                 assert message.startswith("DistributedError: "), (case, message)

@@ -26,7 +26,7 @@ __all__ = [
 T = TypeVar("T")
 
 DEFAULT_MEMORY_BUDGET = 2**30
-"""Bytes that captured inputs and the gradients of a backward pass may take together.
+"""Bytes that captured inputs and the gradients of a backward pass, or the graphs of a product, may take together.
 
 What a contraction forms on the way lies in blocks of `BLOCK_BYTES`, whatever the budget.
 """

@@ -79,7 +79,7 @@ class HooksGenerator(Generator):
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None
-        self._in_order: object = None
+        self._accepted: object = None
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
@@ -144,11 +144,11 @@ class HooksGenerator(Generator):
                 yield Part(batch, (number,) * n), state
 
     def _state(self) -> object:
-        """The model's state, whose modes were seen to be such that examples have derivatives of their own."""
+        """The state of the model, once `check_modes` has accepted it."""
         state = model_state(self.model)
-        if state != self._in_order:
+        if state != self._accepted:
             check_modes(self.model)
-            self._in_order = state
+            self._accepted = state
         return state
 
     def _outputs(self, batch: Batch) -> Tensor:
@@ -299,10 +299,10 @@ class HooksGenerator(Generator):
         self._chunks.clear()
 
     def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
-        """The batches, cut or to be joined to as many examples as three graphs fit the budget of, and tensors the cache.
+        """The batches for a product, large ones cut, each with how many examples it may be joined to.
 
-        A tensor goes through with its tangent and what is computed from both. The first batch is seen not to mix examples,
-        which the products of the others then do not either.
+        Three graphs of a part fit the budget, and three of its largest tensor the cache: the tensor, its tangent, and what is
+        computed from both. The first batch is checked not to mix examples, which is then taken to hold for the others.
         """
         keep_freed_memory(self.device)
         for part, state in self._numbered(batches):

@@ -1,6 +1,5 @@
 """The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -173,11 +172,15 @@ class _Positions(Contraction):
         return cls(inputs, size, g, other_g)
 
     def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        if self.whole is None or math.prod(self.whole.shape[::2]) > 1 or pairing != "all" or not total.is_contiguous():
+        if pairing != "all" or not total.is_contiguous() or self.whole is None or not self._one_position():
             super().write_(total, rows, columns, pairing)
             return
         inputs = self.whole[0, rows[1], 0, columns[1], 0]
         write_gram_of_one_position_(total, inputs, self.g[rows][:, :, 0, 0], self.other[columns][:, :, 0, 0])
+
+    def _one_position(self) -> bool:
+        """Whether the layer has one group, and one position on either side."""
+        return self.g.shape[2:4] == self.other.shape[2:4] == (1, 1)
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         (some, examples), (others, partners) = rows, columns

@@ -21,7 +21,7 @@ class Contraction(ABC):
         """Add the contraction of some rows and columns in place: (c, n, k, m), (c, n, m) or (n, m) as `pairing` says."""
 
     def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        """Put it in place of what the tensor holds."""
+        """Write the contraction over what the tensor holds, with the arguments of `add_`."""
         self.add_(total.zero_(), rows, columns, pairing)
 
 

@@ -58,10 +58,12 @@ def tiles(
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
         values = _empty(rows, columns, pairing, by_directions, first)
-        if not meeting:
+        if meeting:
+            meeting[0].write_(values, rows, columns, pairing)
+        else:
             values.zero_()
-        for place, one in enumerate(meeting):
-            (one.add_ if place else one.write_)(values, rows, columns, pairing)
+        for one in meeting[1:]:
+            one.add_(values, rows, columns, pairing)
         yield Tile(rows, columns, values, _own(rows, columns) if first is second else None)
 
 

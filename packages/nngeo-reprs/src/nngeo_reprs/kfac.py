@@ -133,10 +133,10 @@ class PMatKFAC(KroneckerMatrix):
         return PMatEKFAC
 
     def decompose(self) -> "PMatKFAC":
-        """Make the eigendecompositions of all factors now, and keep them: what `solve`, `inverse` and the spectrum need.
+        """Decompose all factors now, and keep their eigenvalues and eigenvectors for `solve`, `inverse` and the spectrum.
 
-        The first of those makes them otherwise. Processes that have computed the matrix together share the work, factor by
-        factor, if all of them call this; what needs them later is done by each process for itself.
+        Without this call, the first of those operations does it. Processes that have computed the matrix together share the
+        work, factor by factor: all of them have to call this. Later operations need no other process.
 
         Returns:
             The matrix itself.
@@ -144,6 +144,13 @@ class PMatKFAC(KroneckerMatrix):
         Raises:
             UnsupportedOperationError: The matrix is a product.
             DistributedError: Another process of the group failed, or is elsewhere.
+
+        Example:
+            >>> from nngeo_core import LayerCollection, LinearLayer
+            >>> layers = LayerCollection({"fc": LinearLayer(2, 1, bias=False)})
+            >>> F = PMatKFAC(data={"fc": (torch.eye(2), torch.tensor([[3.0]]))}, layer_collection=layers).decompose()
+            >>> F.solve(PVector(layers, vector_repr=torch.ones(2)), regul=1.0).get_flat_representation()
+            tensor([0.2500, 0.2500])
         """
         group = None if self.generator is None else self.generator.group
         self._check_symmetric("eigenvectors of the factors", "solve needs none")

@@ -8,16 +8,16 @@ from nngeo_reprs.kronecker_basis import FactorSpectrum
 
 __all__ = ["null_width", "solve_beside_null_space"]
 
-
 ROUNDING = 8
-"""Units of rounding, of the largest eigenvalue, up to which an eigenvalue is none where no others are near."""
+"""An eigenvalue up to so many eps times the largest one may count as zero."""
 
 
 def null_width(spectrum: FactorSpectrum) -> int:
-    """How many eigenvalues of A (W wide) are rounding of zero, beyond doubt and in every group, if that saves multiplications.
+    """How many eigenvalues of A (W wide) are zero up to rounding, the same number in every group; 0 where it is in doubt.
 
-    Beyond doubt: no other eigenvalue is below W eps times the largest, where small ones that are none would be. It saves some
-    where more than half of them are; 0 if not, or if A is diagonal.
+    It is in doubt where other eigenvalues are below W eps times the largest: a small eigenvalue could then be one of those
+    that count as zero. Also 0 where at most half of them are zero, so that leaving those out saves no multiplications, and
+    where A is diagonal.
     """
     values, width = spectrum.inputs.abs(), spectrum.inputs.shape[-1]
     if spectrum.basis.inputs is None or not values.numel():
@@ -30,10 +30,10 @@ def null_width(spectrum: FactorSpectrum) -> int:
 
 
 def solve_beside_null_space(spectrum: FactorSpectrum, null: int, matrix: Tensor, regul: float, what: str) -> Tensor:
-    """(G (x) A + r I)^-1 V, with only those k eigenvectors of A that have an eigenvalue, as columns of U.
+    """(G (x) A + r I)^-1 V by only those k eigenvectors of A whose eigenvalues are not zero, the columns of U.
 
-    What of V (..., q, G, W) is orthogonal to U, V - V U U^T, is divided by r; U is subtracted twice, so that what is left along
-    U is rounding of that part, not of V. 4 k G W + 2 k G^2 multiplications instead of 2 G W^2 + 2 G^2 W.
+    The part of V (..., q, G, W) that is orthogonal to U, V - V U U^T, is divided by r. The projection is subtracted twice: what
+    is left along U is then rounding of that part, not of V. 4 k G W + 2 k G^2 multiplications instead of 2 G W^2 + 2 G^2 W.
 
     Args:
         spectrum: The eigendecompositions of G and A.
@@ -47,7 +47,7 @@ def solve_beside_null_space(spectrum: FactorSpectrum, null: int, matrix: Tensor,
     """
     assert spectrum.basis.inputs is not None
     values, vectors = spectrum.inputs[..., null - 1 :].clone(), spectrum.basis.inputs[..., null:]
-    values[..., 0] = 0  # one stands for all
+    values[..., 0] = 0  # one zero stands for all of them
     damped = spectrum.outputs.unsqueeze(-1) * values.unsqueeze(-2) + regul
     check_invertible(damped, regul, what)
     along = matrix @ vectors

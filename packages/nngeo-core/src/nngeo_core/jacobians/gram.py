@@ -28,7 +28,7 @@ def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tens
 
 
 def write_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
-    """Put (a . a') (g . g') in place of what a contiguous tensor (c, n, k, m) holds, with nothing formed beside it.
+    """Write (a . a') (g . g') over what a contiguous tensor (c, n, k, m) holds, without another tensor of its size.
 
     Args:
         total: Written to.

@@ -12,7 +12,7 @@ __all__ = ["inside", "unwrapped"]
 
 
 def inside(model: nn.Module) -> nn.Module:
-    """What wrappers for several processes or devices are around; any other model itself."""
+    """The model in its wrappers for several processes or devices, if it has any; unlike `unwrapped`, FSDP is not refused."""
     while isinstance(model, DistributedDataParallel | DataParallel):
         model = model.module
     return model

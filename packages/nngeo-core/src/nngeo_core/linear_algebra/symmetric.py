@@ -38,9 +38,9 @@ def mirror_(matrix: Tensor) -> Tensor:
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of symmetric matrices (..., d, d).
 
-    One half is decomposed in the matrix's own dtype; where that does not converge, or leaves a residual of the whole matrix, as
-    its products with a few random vectors show (Freivalds 1977), the symmetric part is in float64. Negative eigenvalues
-    within rounding of zero, d eps times the largest (8 eps at least), are set to zero.
+    One triangle is decomposed in the matrix's own dtype. Where that does not converge, or leaves a residual, the symmetric
+    part is decomposed in float64; the residual is that of the whole matrix, by products with a few random vectors (Freivalds
+    1977). Negative eigenvalues within rounding of zero, d eps times the largest (8 eps at least), are set to zero.
 
     Raises:
         NonFiniteError: An entry is NaN or infinite.

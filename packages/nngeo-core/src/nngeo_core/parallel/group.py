@@ -1,6 +1,5 @@
 """Group: the processes of a computation, as collectives that name their operation and count what they exchange."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nngeo_core.errors import DistributedError
-from nngeo_core.parallel.packing import Packed, in_buckets, number_of
+from nngeo_core.parallel.packing import Packed, decoded, described, encoded, in_buckets, number_of
 from nngeo_core.storage import tensor_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Group"]
 
 _TOLD = "_told_to_other_processes"
-"""What an error has that the others know of."""
+"""The attribute that marks an error which the other processes know of."""
 
 
 class Group:
@@ -93,13 +92,13 @@ class Group:
         """
         if self.size == 1:
             return dict(tensors)
-        mine = {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
+        mine = {name: described(tensor) for name, tensor in tensors.items()}
         union: dict[str, Any] = {}
         for rank, theirs in enumerate(self.gather_values(mine, what)):
-            for name, described in theirs.items():
-                if union.setdefault(name, described) != described:
+            for name, description in theirs.items():
+                if union.setdefault(name, description) != description:
                     raise DistributedError(
-                        f"{what}: process {rank} sums '{name}' as {described}, and an earlier one as {union[name]}"
+                        f"{what}: process {rank} sums '{name}' as {description}, and an earlier one as {union[name]}"
                     )
         whole = {
             name: tensors[name].contiguous() if name in tensors else self._zeros(shape, dtype)
@@ -140,9 +139,8 @@ class Group:
         if self.size == 1:
             return [tensor]
         tensor = None if tensor is None else tensor.contiguous()
-        described = None if tensor is None else [list(tensor.shape), str(tensor.dtype)]
         found: list[Tensor | None] = []
-        for source, theirs in enumerate(self.gather_values(described, what)):
+        for source, theirs in enumerate(self.gather_values(None if tensor is None else described(tensor), what)):
             whole = tensor if source == self.rank or theirs is None else self._zeros(*theirs)
             if whole is not None and theirs is not None:
                 self.broadcast_(whole, source, what, "gather")
@@ -151,7 +149,7 @@ class Group:
 
     def gather_values(self, value: Any, what: str) -> list[Any]:
         """Some value of each process that JSON keeps; for small ones."""
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        data = encoded(value)
         return self._texts(data, self._settle(what, len(data), None), what)
 
     def _texts(self, data: Tensor, lengths: Sequence[int], what: str) -> list[Any]:
@@ -159,9 +157,7 @@ class Group:
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = data
         texts = self._all_gather(padded, what)
-        return [
-            json.loads(text[:length].numpy().tobytes().decode()) for text, length in zip(texts, lengths, strict=True)
-        ]
+        return [decoded(text[:length]) for text, length in zip(texts, lengths, strict=True)]
 
     def shift(self, content: Packed, what: str) -> Packed:
         """Hand something to the next process of the ring, and take over what the one before hands on."""
@@ -216,7 +212,7 @@ class Group:
         if len({operation for operation, _, _ in states}) == 1 and not any(failed for _, failed, _ in states):
             return [found for _, _, found in states]
         reason = "" if failure is None else f"{type(failure).__name__}: {failure}"
-        data = torch.frombuffer(bytearray(json.dumps([what, reason]).encode()), dtype=torch.uint8)
+        data = encoded([what, reason])
         lengths = [length for (length,) in self._numbers([len(data)], what)]
         texts = self._texts(data, lengths, what)
         broken = [
@@ -263,7 +259,7 @@ class Group:
         return received.to(theirs.device)
 
     def _zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
-        return torch.zeros(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=self.device)
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self.device)
 
     def _sendable(self, tensor: Tensor) -> Tensor:
         """The tensor in a memory that the group's backend reads: itself, if it can be."""

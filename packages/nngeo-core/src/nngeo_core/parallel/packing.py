@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Bucket", "Packed", "in_buckets", "number_of", "pack", "unpack"]
+__all__ = ["Bucket", "Packed", "decoded", "described", "encoded", "in_buckets", "number_of", "pack", "unpack"]
 
 BUCKET_BYTES = 2**25
 """Up to which tensors are copied together: larger ones gain nothing by it."""
@@ -64,8 +64,7 @@ class Packed:
 
 def pack(value: Any, tensors: Sequence[Tensor], device: torch.device) -> Packed:
     """A value that JSON keeps, and some tensors."""
-    described = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]
-    text = torch.frombuffer(bytearray(json.dumps([value, described]).encode()), dtype=torch.uint8)
+    text = encoded([value, [described(tensor) for tensor in tensors]])
     parts = [_padded(tensor.detach().contiguous().reshape(-1).view(torch.uint8)) for tensor in tensors]
     nothing = torch.zeros(1, dtype=torch.uint8, device=device)  # which all the same is sent: nobody waits for less
     return Packed(text, torch.cat(parts) if parts else nothing)
@@ -73,14 +72,29 @@ def pack(value: Any, tensors: Sequence[Tensor], device: torch.device) -> Packed:
 
 def unpack(packed: Packed) -> tuple[Any, list[Tensor]]:
     """What `pack` took, the tensors in the packed memory."""
-    value, described = json.loads(packed.header.numpy().tobytes().decode())
+    value, descriptions = decoded(packed.header)
     tensors, start = [], 0
-    for shape, name in described:
+    for shape, name in descriptions:
         dtype = getattr(torch, name)
         stop = start + dtype.itemsize * torch.Size(shape).numel()
         tensors.append(packed.data[start:stop].view(dtype).view(shape))
         start = stop + -stop % _ALIGNED
     return value, tensors
+
+
+def encoded(value: Any) -> Tensor:
+    """A value that JSON keeps, as bytes of its text: uint8, on the CPU."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def decoded(text: Tensor) -> Any:
+    """What `encoded` took."""
+    return json.loads(text.numpy().tobytes().decode())
+
+
+def described(tensor: Tensor) -> list[Any]:
+    """A tensor's shape and the name of its dtype, as JSON keeps them."""
+    return [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
 
 
 def _padded(data: Tensor) -> Tensor:

@@ -41,11 +41,13 @@ class OperatorGenerator(ABC):
         layer_collection: The parameters to differentiate; None takes all of the model.
         device: Where batches are moved; None takes the parameters' device.
         n_output: The expected number of classes or values; None accepts what the first batch shows.
-        memory_budget: Bytes that captured tensors may take together; None leaves it to the generator.
+        memory_budget: Bytes that the tensors kept for some examples may take together, in a sweep or a product: batches
+            beyond it are cut. None leaves it to the generator.
         check: When to compare with a plain gradient pass: "first-batch", "every-batch" or "off".
 
     Attributes:
-        seen_outputs: How many classes or values the examples so far have, where positions do not count into it.
+        seen_outputs: The numbers of classes or values that outputs had so far; those of outputs whose positions count as
+            values are left out.
 
     Raises:
         ValueError: The model is on another device, has no parameters in the collection or some that autograd cannot
@@ -83,7 +85,7 @@ class OperatorGenerator(ABC):
         self.memory_budget = memory_budget
         self.check = check
         self.seen_outputs: set[int] = set()
-        self._alike: Group | None = None
+        self._compared: Group | None = None  # the processes that are known to have equally many outputs
 
     def product(self, v: PVector, examples: Any) -> PVector:
         """M v with nothing stored; for Jacobians, F v = (1/n) sum_i J_i^T L_i J_i v.
@@ -136,9 +138,9 @@ class OperatorGenerator(ABC):
             found = [part * seen.n for part in local(seen)] if seen.any() else [torch.zeros_like(part) for part in like]
             found = [part.contiguous() for part in found]  # of which the products are the same bits everywhere
             counts[0] = seen.n
-        if self._alike is not group:
+        if self._compared is not group:
             check_outputs(self.seen_outputs, group, what)
-            self._alike = group
+            self._compared = group
         n = sum(counts)
         if not n:
             raise ValueError("no process was given any examples; a matrix needs at least one")

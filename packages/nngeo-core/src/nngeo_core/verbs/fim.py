@@ -70,7 +70,8 @@ def FIM(
             default `model(batch[0])`, `model(batch)`, or `model(**batch)` without its labels.
         layer_collection: The parameters to differentiate; None takes all of the model.
         progress: Whether to show a progress bar for each pass over the data.
-        memory_budget: Bytes that captured tensors may take together; None for the generator's default.
+        memory_budget: Bytes that the tensors kept for some examples may take together, in a sweep or a product: batches
+            beyond it are cut. None for the generator's default, 1 GiB.
         check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
         checkpoint: A folder where the sums are written on the way. Killed and started again with the same arguments and a
             loader that gives the same batches, the computation goes on from there; once it is done, the file is removed.

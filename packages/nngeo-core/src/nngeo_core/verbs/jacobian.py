@@ -43,7 +43,8 @@ def Jacobian(
         layer_collection: The parameters to differentiate; None takes all of the model.
         device: The model's device, to which batches are moved; None takes it from the model.
         progress: Whether to show a progress bar.
-        memory_budget: Bytes that captured tensors may take together; None for the generator's default.
+        memory_budget: Bytes that the tensors kept for some examples may take together, in a sweep or a product: batches
+            beyond it are cut. None for the generator's default, 1 GiB.
         check: When the result is compared with a plain gradient pass: "first-batch", "every-batch" or "off".
         distributed: Whether the processes of torch.distributed's default group, each with examples of its own, share the
             computation: the examples of all of them, those of the first process first, and the same on each.

@@ -82,7 +82,8 @@ def verify(
 
     Raises:
         UnsupportedLayerError: A trust check fails; names the module.
-        NNGeoError: An entry differs from plain autograd.
+        NNGeoError: An entry differs from plain autograd by more than rounding, relative to the largest entry: 100 eps^0.75 of
+            the matrices' dtype, or 4 eps of the model's where that is more.
 
     Example:
         >>> model = nn.Linear(2, 3)
