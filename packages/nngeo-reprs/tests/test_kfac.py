@@ -409,3 +409,15 @@ def test_decomposing_ahead_leaves_nothing_to_decompose(monkeypatch: pytest.Monke
     torch.testing.assert_close(again.solve(v, 0.1).get_flat_representation(), expected, rtol=0, atol=0)
     with pytest.raises(UnsupportedOperationError, match="product"):
         F.mm(F).decompose()
+
+
+def test_a_first_solution_under_inference_mode_leaves_later_ones_differentiable() -> None:
+    torch.manual_seed(0)
+    F = FIM(nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64), PMatKFAC)
+    flat = torch.randn(8, dtype=torch.float64)
+    with torch.inference_mode():
+        F.solve(PVector(F.layer_collection, vector_repr=flat), 0.1)
+    flat.requires_grad_()
+    F.solve(PVector(F.layer_collection, vector_repr=flat), 0.1).get_flat_representation().sum().backward()
+    expected = F.solve(PVector(F.layer_collection, vector_repr=torch.ones(8, dtype=torch.float64)), 0.1)
+    torch.testing.assert_close(flat.grad, expected.get_flat_representation())

@@ -1,5 +1,7 @@
 """Symmetric matrices: Gram sums at half the multiplications, eigendecompositions that check themselves."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -45,8 +47,8 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NonFiniteError: An entry is NaN or infinite.
     """
-    generator, rounding = torch.Generator().manual_seed(0), max(matrix.shape[-1], 8) * torch.finfo(matrix.dtype).eps
-    probes = torch.randn(_PROBES, matrix.shape[-1], generator=generator, dtype=matrix.dtype).to(matrix.device)
+    probes = _probes(matrix.shape[-1], matrix.dtype, matrix.device)
+    rounding = max(matrix.shape[-1], 8) * torch.finfo(matrix.dtype).eps
     image = probes @ matrix
     size = _largest(image)
     if not size.isfinite().all():
@@ -60,8 +62,18 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not accurate:
         exact = matrix.double()
         values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh((exact + exact.mT) / 2))
-    cutoff = rounding * values.abs().amax(-1, keepdim=True)
-    return torch.where((values < 0) & (values >= -cutoff), 0, values), vectors
+    if (values[..., :1] < 0).any():
+        cutoff = rounding * values.abs().amax(-1, keepdim=True)
+        values = torch.where((values < 0) & (values >= -cutoff), 0, values)
+    return values, vectors
+
+
+@lru_cache(maxsize=16)
+def _probes(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random vectors, the same each time, as rows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        return torch.randn(_PROBES, width, generator=generator, dtype=dtype).to(device)
 
 
 def _largest(rows: Tensor) -> Tensor:

@@ -246,7 +246,8 @@ class StoredMatrix(Storable):
         if len(now) != len(before) or any(a is not b or i != j for (a, i), (b, j) in zip(now, before, strict=True)):
             self._kept, self._seen = {}, now
         if key not in self._kept:
-            self._kept[key] = make()
+            with torch.inference_mode(False), torch.no_grad():  # later calls may want to differentiate with it
+                self._kept[key] = make()
         found: T = self._kept[key]
         return found
 
