@@ -42,10 +42,17 @@ def test_it_solves_as_the_dense_matrix_does(groups: int, shape: tuple[int, ...])
         torch.testing.assert_close(solved[..., q, :, :].flatten(-2), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_groups_of_different_rank_are_left_alone() -> None:
+def test_groups_of_different_rank_share_the_smallest_null_space() -> None:
     torch.manual_seed(0)
-    inputs = torch.cat((moment(5, WIDE), moment(8, WIDE)))
-    assert null_width(spectrum(factors(inputs, moment(9, 4, 2)))) == 0  # in the first, more are zero than in the second
+    given = factors(torch.cat((moment(5, WIDE), moment(8, WIDE))), moment(9, 4, 2))
+    found = spectrum(given)
+    assert null_width(found) == WIDE - 8
+    matrix = torch.randn(2, 4, WIDE, dtype=torch.float64)
+    solved = solve_beside_null_space(found, WIDE - 8, matrix.clone(), 1e-3, "a block")
+    for q in range(2):
+        damped = torch.kron(given.outputs[q], given.inputs[q]) + 1e-3 * torch.eye(4 * WIDE, dtype=torch.float64)
+        expected = torch.linalg.solve(damped, matrix[q].flatten())
+        torch.testing.assert_close(solved[q].flatten(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["full rank", "less than half", "decaying", "indefinite", "diagonal"])

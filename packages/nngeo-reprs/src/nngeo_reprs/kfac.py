@@ -46,6 +46,7 @@ class PMatKFAC(KroneckerMatrix):
 
     `inverse(regul)` and the sum with c I have the same eigenvectors and no factors: they are `PMatEKFAC`. Roots and
     pseudo-inverses are taken factor by factor, with a cut-off at W eps times the largest eigenvalue of each factor, W wide.
+    All else that needs eigenvalues takes those of a singular factor, as few examples have, for zero where they are rounding.
     `update(examples, decay)` averages each factor by itself, as is practised in natural gradient (Martens & Grosse 2015,
     section 5): the average of products is none, so it is not the average of matrices. A sum is a `PMatSum`.
 

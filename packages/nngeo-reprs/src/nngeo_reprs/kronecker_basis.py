@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
 from nngeo_core.linear_algebra.spectrum import reciprocals, roots
-from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.parallel.group import Group
 from nngeo_core.parallel.sharing import shared_out
+from nngeo_reprs.factor_eigh import factor_eigh
 
 __all__ = ["EigenBlock", "FactorSpectrum", "KroneckerBasis", "same_basis", "shared_spectra", "spectrum"]
 
@@ -127,8 +127,8 @@ class FactorSpectrum:
 
 def spectrum(factors: KroneckerFactors) -> FactorSpectrum:
     """The eigendecompositions of both factors."""
-    values, vectors = (factors.inputs, None) if factors.inputs.ndim == 2 else eigh(factors.inputs)
-    output_values, output_vectors = eigh(factors.outputs)
+    values, vectors = (factors.inputs, None) if factors.inputs.ndim == 2 else factor_eigh(factors.inputs)
+    output_values, output_vectors = factor_eigh(factors.outputs)
     return FactorSpectrum(KroneckerBasis(vectors, output_vectors, factors.layout), values, output_values)
 
 
@@ -148,7 +148,7 @@ def shared_spectra(factors: Mapping[str, KroneckerFactors], group: Group, what: 
 
 def _packed_eigh(matrix: Tensor) -> Tensor:
     """Eigenvalues as a first row above the eigenvectors, shape (q, 1 + W, W)."""
-    values, vectors = eigh(matrix)
+    values, vectors = factor_eigh(matrix)
     return torch.cat((values.unsqueeze(-2), vectors), -2)
 
 
