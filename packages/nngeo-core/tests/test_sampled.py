@@ -168,3 +168,25 @@ def test_a_metric_of_the_users() -> None:
     assert relative_error(exact(likelihood, outputs), sphere(outputs)) <= 1e-14
     with pytest.raises(ShapeError, match=r"the metric has shape \(4, 2\), expected \(n, c, c\) = \(4, 2, 2\)"):
         OutputMetric(lambda f: f, GaussianLikelihood()).metric(outputs, outputs)
+
+
+@pytest.mark.parametrize("name", ["monte_carlo", "empirical", "loss_curvature", "output_metric"])
+def test_outputs_of_shape_n_have_the_metric_of_a_column(name: str) -> None:
+    outputs, u, y = draw(5), draw(5, seed=1), draw(5, seed=2)
+    metrics: dict[str, Likelihood] = {
+        "monte_carlo": MonteCarlo(GaussianLikelihood(), 3, 0),
+        "empirical": Empirical(GaussianLikelihood(), None),
+        "loss_curvature": LossCurvature(GaussianLikelihood(), lambda f, t: (f - t).flatten().pow(4)),
+        "output_metric": OutputMetric(lambda f: f.view(-1, 1, 1).exp(), GaussianLikelihood()),
+    }
+    likelihood = metrics[name]
+    flat, column = likelihood.targets((outputs, y)), likelihood.targets((outputs, y.unsqueeze(1)))
+    if name == "monte_carlo":
+        column = flat
+    found = likelihood.metric(outputs, u, flat)
+    expected = likelihood.metric(outputs.unsqueeze(1), u.unsqueeze(1), column)
+    assert found.shape == (5,)
+    torch.testing.assert_close(found, expected.squeeze(1), rtol=1e-14, atol=0)
+    total = likelihood.n_directions(outputs, flat)
+    v = likelihood.directions(outputs, flat, slice(0, total - likelihood.n_negative(outputs, flat)))
+    torch.testing.assert_close((v * (v * u)).sum(0), found, rtol=1e-12, atol=1e-14)

@@ -45,7 +45,7 @@ class MatrixMetric(Wrapped):
 
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """L u, of the outputs' shape."""
-        return torch.einsum("nab,nb->na", self.matrix(outputs, targets), u.flatten(1)).view_as(u)
+        return torch.einsum("nab,nb->na", self.matrix(outputs, targets), u.unsqueeze(-1).flatten(1)).view_as(u)
 
     def _spectrum(self, outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Eigenvalues (n, c), those within rounding of zero set to zero, and eigenvectors (n, c, c)."""
@@ -79,11 +79,8 @@ class LossCurvature(MatrixMetric):
         """The Hessians, one backward pass for each of the c columns."""
         c = math.prod(outputs.shape[1:])
         units = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
-        columns = [
-            self.metric(outputs, unit.view(1, *outputs.shape[1:]).expand_as(outputs), targets).flatten(1)
-            for unit in units
-        ]
-        return torch.stack(columns, 2)
+        columns = [self.metric(outputs, unit.view(1, *outputs.shape[1:]).expand_as(outputs), targets) for unit in units]
+        return torch.stack([column.unsqueeze(-1).flatten(1) for column in columns], 2)
 
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """The Hessian times u by two backward passes through the loss alone."""

@@ -32,7 +32,7 @@ class Wrapped(Likelihood):
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """V V^T u."""
         directions = self.directions(outputs, targets, slice(0, self.n_directions(outputs, targets)))
-        weights = (directions * u).flatten(2).sum(2)
+        weights = (directions * u).unsqueeze(-1).flatten(2).sum(2)
         return (directions * weights.view(*weights.shape, *[1] * (u.ndim - 1))).sum(0)
 
     def position_mask(self, examples: Any) -> Tensor | None:
