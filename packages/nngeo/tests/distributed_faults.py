@@ -140,6 +140,11 @@ def wrapped() -> dict[str, Any]:
         "layers": list(LayerCollection.from_model(parallel)),
         "function": message(lambda: FIM(parallel, loader, "diag", function=lambda x, _: parallel(x), distributed=True)),
         "FSDP": message(lambda: FIM(fully_shard(model()), loader, "diag", distributed=True)),
+        "FSDP, with a collection": [
+            message(lambda: LayerCollection.from_model(model()).named_parameters(fully_shard(model()))),
+            message(lambda: PVector.from_model(fully_shard(model()), LayerCollection.from_model(model()))),
+            message(lambda: PVector.from_model_grad(fully_shard(model()), LayerCollection.from_model(model()))),
+        ],
     }
 
 

@@ -106,6 +106,8 @@ def test_distributed_data_parallel_is_taken_off_and_fsdp_refused(sound: list[dic
         assert one["layers"] == ["0.0", "0.2", "1"]
         assert "calls the DistributedDataParallel around the model" in one["function"]
         assert "is sharded by FSDP: no process holds whole parameters" in one["FSDP"]
+        for refused in one["FSDP, with a collection"]:
+            assert "FSDP: no process holds whole parameters" in refused
 
 
 def test_sums_of_a_third_party_that_only_merge(sound: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from nngeo_core.layers.overview import Origin, layer_table
 from nngeo_core.layers.rule import LayerRule
 from nngeo_core.layers.selection import Choice, select_groups
 from nngeo_core.layers.sources import find_sources, find_sources_of
-from nngeo_core.layers.unwrapping import inside, unwrapped
+from nngeo_core.layers.unwrapping import check_whole, inside, unwrapped
 
 __all__ = ["LayerCollection"]
 
@@ -260,6 +260,7 @@ class LayerCollection(Mapping[str, Layer]):
 
         Raises:
             LayerCollectionMismatchError: If the model lacks a parameter, or has it in another shape.
+            UnsupportedOperationError: The model's parameters are in pieces on several processes, as under FSDP.
 
         Example:
             >>> from nngeo_core.layers.layer import LinearLayer
@@ -267,9 +268,14 @@ class LayerCollection(Mapping[str, Layer]):
             >>> [name for name, _ in layers.named_parameters(nn.Sequential(nn.Linear(3, 2)))]
             ['0.weight', '0.bias']
         """
-        return tuple(
-            (name, parameter) for _, name, parameter in match_parameters(inside(model), self, self.parameter_names)
-        )
+        try:
+            matched = list(match_parameters(inside(model), self, self.parameter_names))
+        except LayerCollectionMismatchError:
+            unwrapped(model)  # under FSDP parameters have other names and shapes
+            raise
+        named = tuple((name, parameter) for _, name, parameter in matched)
+        check_whole(named)
+        return named
 
     def structure(self, layer_id: str) -> Structure | None:
         """What is known of a layer's Jacobian before any batch; None if neither its rules nor its record say.

@@ -1,6 +1,7 @@
 """Models inside wrappers that run them on several processes."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from nngeo_core.errors import UnsupportedOperationError
 
-__all__ = ["inside", "unwrapped"]
+__all__ = ["check_whole", "inside", "unwrapped"]
 
 
 def inside(model: nn.Module) -> nn.Module:
@@ -30,26 +31,31 @@ def unwrapped(model: nn.Module) -> nn.Module:
         True
     """
     model = inside(model)
-    pieces = _pieces(model)
-    if pieces:
-        raise UnsupportedOperationError(
-            f"{pieces}: no process holds whole parameters, and a matrix about them cannot be sharded yet. Build the model "
-            "without it on each process, load the full state into that "
-            "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True), and give "
-            "distributed=True, which shares out the examples"
-        )
-    return model
-
-
-def _pieces(model: nn.Module) -> str:
-    """Which part of the model is sharded; nothing is imported to find out: what was not imported was not used."""
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # what was not imported was not used
     kinds = tuple(filter(None, (getattr(fsdp, name, None) for name in ("FullyShardedDataParallel", "FSDPModule"))))
     for path, module in model.named_modules() if kinds else ():
         if isinstance(module, kinds):
-            return f"module '{path}' is sharded by FSDP"
+            raise _in_pieces(f"module '{path}' is sharded by FSDP")
+    check_whole(model.named_parameters())
+    return model
+
+
+def check_whole(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raise where one of these parameters is in pieces on several processes.
+
+    Raises:
+        UnsupportedOperationError: Naming it.
+    """
     tensor: Any = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    for name, parameter in model.named_parameters() if tensor is not None else ():
+    for name, parameter in named if tensor is not None else ():
         if isinstance(parameter, tensor) or isinstance(parameter.data, tensor):
-            return f"parameter '{name}' is a DTensor"
-    return ""
+            raise _in_pieces(f"parameter '{name}' is a DTensor, as under FSDP")
+
+
+def _in_pieces(what: str) -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        f"{what}: no process holds whole parameters, and a matrix about them cannot be sharded yet. Build the model "
+        "without it on each process, load the full state into that "
+        "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True), and give "
+        "distributed=True, which shares out the examples"
+    )
