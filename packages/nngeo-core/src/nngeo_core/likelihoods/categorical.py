@@ -54,16 +54,15 @@ class Categorical(Likelihood):
 
     def columns(self, z: Tensor, k: Tensor) -> Tensor:
         """Columns k (c,) of the square root, shape (c, n, K), for logits z (n, c, K), or (n, 1, K) for all of them."""
-        log_p, numbers = z.log_softmax(2).transpose(0, 1), torch.arange(len(k), device=k.device)
+        log_p = z.log_softmax(2).transpose(0, 1)
         columns = -log_p.exp().repeat(len(k) // len(log_p), 1, 1)
-        roots = (log_p / 2).exp().expand_as(columns)
-        last = roots[..., -1]
-        columns[numbers, :, k] = 0
-        diagonal = last - columns.sum(2)  # sqrt(p_K) + 1 - p_k
-        columns[numbers, :, k] = diagonal
-        columns /= (1 + last).unsqueeze(2)
-        columns[..., -1] = -last
-        return columns.mul_(roots[numbers, :, k].unsqueeze(2))
+        roots, own = (log_p / 2).exp().expand_as(columns), k.view(-1, 1, 1).expand(-1, len(z), 1)
+        last = roots[..., -1:]
+        columns.scatter_(2, own, 0)
+        diagonal = last - columns.sum(2, keepdim=True)  # sqrt(p_K) + 1 - p_k
+        columns.scatter_(2, own, diagonal).div_(1 + last)
+        columns[..., -1:] = -last
+        return columns.mul_(roots.gather(2, own))
 
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """p * (u - p.u) at each position; u is taken relative to the likeliest class, where u - p.u would cancel."""
