@@ -55,7 +55,8 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         raise NonFiniteError(f"a matrix of shape {tuple(matrix.shape)} with NaN or infinite entries has no eigenvalues")
     try:
         values, vectors = torch.linalg.eigh(matrix.mT)  # by columns, as LAPACK reads it
-        residual = image @ vectors - (probes @ vectors).mul_(values.unsqueeze(-2))
+        rotated = torch.cat((image, probes.expand_as(image)), -2) @ vectors  # which are read once
+        residual = rotated[..., :_PROBES, :] - rotated[..., _PROBES:, :] * values.unsqueeze(-2)
         accurate = bool((_largest(residual) <= rounding * size).all())
     except RuntimeError:  # did not converge
         accurate = False
