@@ -81,12 +81,13 @@ class EKFACAccumulator(KFACAccumulator):
         if self.n_examples:
             with torch.inference_mode(False), torch.no_grad():
                 spectra = shared_spectra(KFACAccumulator.finalize(self), group, f"{what}, eigendecompositions")
-                self.bases = {layer_id: found.basis for layer_id, found in spectra.items()}
+                self.bases = {layer_id: found.basis.mapped(Tensor.contiguous) for layer_id, found in spectra.items()}
 
     def _eigenbases(self) -> dict[str, KroneckerBasis]:
         with torch.inference_mode(False), torch.no_grad():
             factors = super().finalize()
-            return {layer_id: spectrum(found).basis for layer_id, found in factors.items()}
+            bases = {layer_id: spectrum(found).basis for layer_id, found in factors.items()}
+            return {layer_id: basis.mapped(Tensor.contiguous) for layer_id, basis in bases.items()}  # as from a file
 
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's factors, then its squares."""
