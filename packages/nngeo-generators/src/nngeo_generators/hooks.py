@@ -79,7 +79,6 @@ class HooksGenerator(Generator):
         self._batched = True
         self._trusted: object = None
         self._inspected: object = None
-        self._accepted: object = None
         self._examined_shapes: set[object] = set()
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
@@ -102,11 +101,11 @@ class HooksGenerator(Generator):
         return coverage_of(self._plan, self._first_plan, self.layer_collection, examined=self._trusted is not None)
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
-        state = self._state()
+        check_modes(self.model)
         batch = move_batch(batch, self.device)
         part = Part(batch, (0,) * count_examples(batch))
         if part.numbers:
-            self._trust(part, state)
+            self._trust(part, model_state(self.model))
             self._alone = None  # whole examples at once: nothing to be cut
         capture = self._capture(part)
         total, negative = self.count_directions(capture.outputs.detach(), batch)
@@ -136,20 +135,13 @@ class HooksGenerator(Generator):
 
     def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, object]]:
         """The batches that have examples, on the model's device, with the state of the model."""
-        state = self._state()
+        check_modes(self.model)
+        state = model_state(self.model)
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
             if n:
                 yield Part(batch, (number,) * n), state
-
-    def _state(self) -> object:
-        """The state of the model, once `check_modes` has accepted it."""
-        state = model_state(self.model)
-        if state != self._accepted:
-            check_modes(self.model)
-            self._accepted = state
-        return state
 
     def _outputs(self, batch: Batch) -> Tensor:
         return self.outputs(batch, count_examples(batch))

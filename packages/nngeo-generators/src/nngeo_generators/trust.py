@@ -26,21 +26,17 @@ def check_modes(model: nn.Module) -> None:
         UnsupportedLayerError: Naming the module.
     """
     for path, module in model.named_modules():
-        reason = _refusal(module)
-        if reason:
-            raise UnsupportedLayerError(f"'{path}' ({type(module).__name__}) {reason}")
-
-
-def _refusal(module: nn.Module) -> str:
-    """Why no example has a derivative of its own in this module; empty if each has."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-        return (
-            "normalises with the statistics of the batch, so no derivative of one example exists; call model.eval() first"
-            + ("" if module.training else ", and give it running statistics")
-        )
-    if module.training and _drops_out(module):
-        return "drops units at random in training mode, so two calls differ; call model.eval() first"
-    return ""
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise UnsupportedLayerError(
+                f"'{path}' ({type(module).__name__}) normalises with the statistics of the batch, so no derivative of one "
+                "example exists; call model.eval() first"
+                + ("" if module.training else ", and give it running statistics")
+            )
+        if module.training and _drops_out(module):
+            raise UnsupportedLayerError(
+                f"'{path}' ({type(module).__name__}) drops units at random in training mode, so two calls differ; "
+                "call model.eval() first"
+            )
 
 
 def _drops_out(module: nn.Module) -> bool:
@@ -50,9 +46,9 @@ def _drops_out(module: nn.Module) -> bool:
 
 
 def model_state(model: nn.Module) -> object:
-    """What a check of the model holds for: it equals a later one until parameters change, or what `check_modes` looks at."""
+    """What a check of the model holds for: it equals a later one until parameters or modes change."""
     parameters = tuple((id(p), p._version if not p.is_inference() else 0) for p in model.parameters())
-    return parameters, tuple((module.training, _refusal(module)) for module in model.modules())
+    return parameters, tuple(module.training for module in model.modules())
 
 
 def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], numbers: Sequence[int]) -> None:

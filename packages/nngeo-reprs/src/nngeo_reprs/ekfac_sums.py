@@ -12,7 +12,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_reprs.kfac_sums import KFACAccumulator
-from nngeo_reprs.kronecker_basis import EigenBlock, KroneckerBasis, same_basis, shared_spectra, spectrum
+from nngeo_reprs.kronecker_basis import EigenBlock, FactorSpectrum, KroneckerBasis, same_basis, shared_spectra, spectrum
 
 __all__ = ["EKFACAccumulator", "EigenvalueAccumulator"]
 
@@ -81,13 +81,12 @@ class EKFACAccumulator(KFACAccumulator):
         if self.n_examples:
             with torch.inference_mode(False), torch.no_grad():
                 spectra = shared_spectra(KFACAccumulator.finalize(self), group, f"{what}, eigendecompositions")
-                self.bases = {layer_id: found.basis.mapped(Tensor.contiguous) for layer_id, found in spectra.items()}
+                self.bases = _bases(spectra)
 
     def _eigenbases(self) -> dict[str, KroneckerBasis]:
         with torch.inference_mode(False), torch.no_grad():
             factors = super().finalize()
-            bases = {layer_id: spectrum(found).basis for layer_id, found in factors.items()}
-            return {layer_id: basis.mapped(Tensor.contiguous) for layer_id, basis in bases.items()}  # as from a file
+            return _bases({layer_id: spectrum(found) for layer_id, found in factors.items()})
 
     def accumulate(self, batch: JacobianBatch) -> None:
         """Add each layer's factors, then its squares."""
@@ -142,6 +141,11 @@ class EKFACAccumulator(KFACAccumulator):
                 "EKFAC takes two passes over the data; call begin_pass(1), then update with the same examples"
             )
         return _blocks(self, self.bases)
+
+
+def _bases(spectra: Mapping[str, FactorSpectrum]) -> dict[str, KroneckerBasis]:
+    """The eigenvectors, in memory as those from a file: in another order products with them would round otherwise."""
+    return {layer_id: found.basis.mapped(Tensor.contiguous) for layer_id, found in spectra.items()}
 
 
 def _add_squares(sums: Accumulator, batch: JacobianBatch, bases: Mapping[str, KroneckerBasis], reduced: bool) -> None:

@@ -14,6 +14,7 @@ from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.damping import check_invertible, factorize
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.norms import euclidean_norm
+from nngeo_core.sweep.processes import telling
 from nngeo_core.vectors.pvector import PVector
 from nngeo_reprs.ekfac import PMatEKFAC
 from nngeo_reprs.kfac_sums import KFACAccumulator
@@ -153,13 +154,14 @@ class PMatKFAC(KroneckerMatrix):
             >>> F.solve(PVector(layers, vector_repr=torch.ones(2)), regul=1.0).get_flat_representation()
             tensor([0.2500, 0.2500])
         """
-        group = None if self.generator is None else self.generator.group
-        self._check_symmetric("eigenvectors of the factors", "solve needs none")
-        if group is not None and group.size > 1:
-            with torch.no_grad():
-                found = shared_spectra(self.data, group, "the eigendecompositions of KFAC")
-            self._cached("spectra", lambda: found)
-        self._spectra()
+        group, what = None if self.generator is None else self.generator.group, "the eigendecompositions of KFAC"
+        with telling(group, what):
+            self._check_symmetric("eigenvectors of the factors", "solve needs none")
+            if group is not None and group.size > 1:  # whether or not this process has some already
+                with torch.inference_mode(False), torch.no_grad():
+                    found = shared_spectra(self.data, group, what)
+                self._cached("spectra", lambda: found)
+            self._spectra()
         return self
 
     def _spectra(self) -> dict[str, FactorSpectrum]:
