@@ -100,8 +100,8 @@ def examples_first(tile: Tensor) -> Tensor:
 
 
 def test_inputs_too_large_for_a_block_are_multiplied_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nngeo_ntk.contract.BLOCK_BYTES", 0)
-    monkeypatch.setattr("nngeo_ntk.contract.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
+    monkeypatch.setattr("nngeo_ntk.positions.BLOCK_BYTES", 0)
+    monkeypatch.setattr("nngeo_ntk.positions.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
     monkeypatch.setattr("nngeo_ntk.tied.blocks", lambda count, each: (slice(k, k + 1) for k in range(count)))
     for pair in ("groups", "look-ups", "tied"):
         for pairing in PAIRINGS:

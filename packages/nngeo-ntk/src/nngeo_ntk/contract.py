@@ -1,6 +1,6 @@
 """The layers' Jacobians of two sets of examples, contracted in the cheapest order by counted cost."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -8,19 +8,18 @@ from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.contraction import (
-    BLOCK_BYTES,
     GramMethod,
     Pairing,
     blocks,
     comparing_is_cheaper,
     gram_costs,
 )
-from nngeo_core.jacobians.gram import add_gram_of_positions_, write_gram_of_one_position_
 from nngeo_core.jacobians.index import IndexJacobian
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_core.jacobians.sum import SumJacobian
 from nngeo_ntk.gradient_rows import GradientRows, gradient_rows
-from nngeo_ntk.place import Contraction, Place, within
+from nngeo_ntk.place import Contraction, Place
+from nngeo_ntk.positions import Positions, of_inputs
 from nngeo_ntk.tied import LookupsWithProducts, parts_are_cheaper, structured_parts
 
 __all__ = ["Kept", "contraction", "waits_as_gradients"]
@@ -76,7 +75,7 @@ def contraction(
         costs = gram_costs(rows, columns, first.layout.outputs, first.layout.inputs, pairing)
         chosen = method or _cheapest(costs)
         if chosen == "positions":
-            return _Positions.of_inputs(first, second, dtype, examples_first)
+            return of_inputs(first, second, dtype, examples_first)
         if chosen == "products":
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):
@@ -140,63 +139,6 @@ def _add_all_products(total: Tensor, first: Tensor, second: Tensor) -> None:
         examples_first += (left @ right.T).view(n, c, m, k)
 
 
-class _Positions(Contraction):
-    """The Gram matrix of the inputs (q, n, s, m, t), formed once where it fits a block, and that of the output gradients."""
-
-    def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
-        """Take a function of some examples on both sides, the bytes of the whole, and both sides' gradients."""
-        n, m = g.shape[1], other.shape[1]
-        self.g, self.other, self.inputs = g, other, inputs
-        self.pair_bytes = size // max(1, n * m)
-        self.whole = inputs(slice(0, n), slice(0, m)) if size <= BLOCK_BYTES else None
-
-    @classmethod
-    def of_inputs(
-        cls, first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype, examples_first: bool
-    ) -> "_Positions":
-        """The products of inputs, and 1 with a bias; gradients lie as the total will, so that no tile has to copy them."""
-        one, other, has_bias = first.a.to(dtype), second.a.to(dtype), first.layout.has_bias
-
-        def inputs(rows: slice, columns: slice) -> Tensor:
-            left, right = (x.flatten(0, 1).movedim(1, 0) for x in (one[rows], other[columns]))  # (q, n s, A)
-            products = left @ right.mT
-            if has_bias:
-                products += 1
-            return products.view(len(products), len(one[rows]), first.positions, len(other[columns]), second.positions)
-
-        positions = [x.shape[0] * x.shape[1] for x in (one, other)]
-        size = one.shape[2] * positions[0] * positions[1] * dtype.itemsize
-        g, other_g = first.g.to(dtype), second.g.to(dtype)
-        if examples_first and first.positions == second.positions == 1:
-            g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
-        return cls(inputs, size, g, other_g)
-
-    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        if pairing != "all" or not total.is_contiguous() or self.whole is None or not self._one_position():
-            super().write_(total, rows, columns, pairing)
-            return
-        inputs = self.whole[0, rows[1], 0, columns[1], 0]
-        write_gram_of_one_position_(total, inputs, self.g[rows][:, :, 0, 0], self.other[columns][:, :, 0, 0])
-
-    def _one_position(self) -> bool:
-        """Whether the layer has one group, and one position on either side."""
-        return self.g.shape[2:4] == self.other.shape[2:4] == (1, 1)
-
-    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        (some, examples), (others, partners) = rows, columns
-        g, other = self.g[some, examples], self.other[others, partners]
-        if self.whole is not None:
-            add_gram_of_positions_(total, self.whole[:, examples, :, partners], g, other, pairing)
-            return
-        m = partners.stop - partners.start
-        for row in blocks(g.shape[1], self.pair_bytes * m):
-            for column in blocks(m, self.pair_bytes * (row.stop - row.start)):
-                inputs = self.inputs(within(examples, row), within(partners, column))
-                place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
-                part = total[place.get(pairing, (row, column))]
-                add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
-
-
 class _Products(Contraction):
     """Per-example gradients of the rows (c, n, d), each pushed through the columns' layer: a Jacobian-vector product."""
 
@@ -246,7 +188,7 @@ def _of_lookups(
         return ((mine == theirs) & (mine >= 0)).unsqueeze(0).to(dtype)
 
     g, other_g = (x.g.unsqueeze(3).to(dtype) for x in (first, second))
-    return _Positions(same, index.numel() * other.numel() * dtype.itemsize, g, other_g)
+    return Positions(same, index.numel() * other.numel() * dtype.itemsize, g, other_g)
 
 
 def _in_vocabulary(jacobian: IndexJacobian, common: Tensor) -> IndexJacobian:

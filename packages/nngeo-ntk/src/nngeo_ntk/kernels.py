@@ -26,6 +26,9 @@ Buffer: TypeAlias = Tensor | numpy.ndarray[Any, Any]
 
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 
+MIRROR = {4: (2, 3, 0, 1), 3: (0, 2, 1), 2: (1, 0)}
+"""The order of the axes of a tile's mirror image."""
+
 MIRRORED = 64
 """Columns of a mirrored tile that are copied together."""
 
@@ -170,28 +173,49 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], source: Source, symmetric: bool) -> None:
     """Put the tiles of a pair of chunks in their places, and their mirror images in theirs."""
-    for tile in tiles(*pair, layers, source.method, source.pairing):
-        (some, n), (others, m) = (
-            (within(chunk.directions, place[0]), within(chunk.examples, place[1]))
-            for place, chunk in zip((tile.rows, tile.columns), pair, strict=True)
-        )
-        values = tile.values
+    first, second = pair
+
+    def room(rows: Place, columns: Place) -> Tensor:
+        return out[_entries(out.ndim, _of_all(first, rows), _of_all(second, columns))]
+
+    at_once = out.ndim == 4 and out.dtype == first.dtype and out.device == first.device
+    for tile in tiles(first, second, layers, source.method, source.pairing, room if at_once else None):
+        rows, columns, values = _of_all(first, tile.rows), _of_all(second, tile.columns), tile.values
         if symmetric and tile.own is not None:
             _symmetrize_(values, tile.own)
+        place = room(tile.rows, tile.columns)
         if out.ndim == 2:  # summed over directions, which may come in several tiles
-            out[n, m] += values.to(out.device)
-            later = 0 if tile.own is None else tile.own[1].stop
-            if symmetric:
-                out[slice(m.start + later, m.stop), n] += values[:, later:].T.to(out.device)
-            continue
-        place, mirror, order = (
-            ((some, n, others, m), (others, m, some, n), (2, 3, 0, 1))
-            if out.ndim == 4
-            else ((some, n, m), (some, m, n), (0, 2, 1))
-        )
+            place += values.to(out.device)
+        elif place.data_ptr() != values.data_ptr():
+            place.copy_(values)
         if symmetric:
-            _copy_mirrored(out[mirror], values.permute(order).to(out.device))
-        out[place] = values.to(out.device)
+            columns, values = _beyond_own(columns, values, tile.own)
+            mirrored, order = out[_entries(out.ndim, columns, rows)], MIRROR[out.ndim]
+            if out.ndim == 2:
+                mirrored += values.permute(order).to(out.device)
+            else:
+                _copy_mirrored(mirrored, values.permute(order).to(out.device))
+
+
+def _of_all(chunk: Chunk, place: Place) -> Place:
+    """A place in a chunk as one among all directions and examples."""
+    return within(chunk.directions, place[0]), within(chunk.examples, place[1])
+
+
+def _entries(ndim: int, rows: Place, columns: Place) -> tuple[slice, ...]:
+    """Where rows and columns meet in a kernel of so many axes."""
+    (some, n), (others, m) = rows, columns
+    return {4: (some, n, others, m), 3: (some, n, m), 2: (n, m)}[ndim]
+
+
+def _beyond_own(columns: Place, values: Tensor, own: Place | None) -> tuple[Place, Tensor]:
+    """What a tile holds beyond the part that is its own mirror image."""
+    if own is None:
+        return columns, values
+    (others, m), (some, examples) = columns, own
+    if values.ndim == 4 and some.stop < values.shape[2]:
+        return (slice(others.start + some.stop, others.stop), m), values[:, :, some.stop :]
+    return (others, slice(m.start + examples.stop, m.stop)), values[..., examples.stop :]
 
 
 def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Tiles: J J'^T of two chunks in parts that stay in the cache, of a chunk with itself one symmetric half."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
+from nngeo_core.jacobians.gram import is_matrix
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_ntk.contract import Kept, contraction
 from nngeo_ntk.place import Place
@@ -40,7 +41,12 @@ class Tile:
 
 
 def tiles(
-    first: Chunk, second: Chunk, layers: tuple[str, ...], method: GramMethod | None, pairing: Pairing
+    first: Chunk,
+    second: Chunk,
+    layers: tuple[str, ...],
+    method: GramMethod | None,
+    pairing: Pairing,
+    room: Callable[[Place, Place], Tensor] | None = None,
 ) -> Iterator[Tile]:
     """All tiles of two chunks; where a chunk meets itself, rows meet themselves and what comes after them alone.
 
@@ -50,6 +56,8 @@ def tiles(
         layers: The layers whose parameters count.
         method: How they are to be contracted; None for the cheapest way of each.
         pairing: Which directions meet.
+        room: Where the values for some rows and columns will lie, in the chunks' dtype and on their device: they are computed
+            there if that is a matrix in memory.
     """
     shared = [name for name in layers if name in first.layers and name in second.layers]
     kept = [(first.layers[name], second.layers[name]) for name in shared]
@@ -57,7 +65,9 @@ def tiles(
     meeting = [contraction(*pair, method, pairing, first.dtype, not by_directions) for pair in kept]
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
-        values = _empty(rows, columns, pairing, by_directions, first)
+        values = room(rows, columns) if room is not None and by_directions else None
+        if values is None or not is_matrix(values):
+            values = _empty(rows, columns, pairing, by_directions, first)
         if meeting:
             meeting[0].write_(values, rows, columns, pairing)
         else:

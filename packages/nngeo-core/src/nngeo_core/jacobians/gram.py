@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
 
-__all__ = ["add_gram_of_positions_", "write_gram_of_one_position_"]
+__all__ = ["add_gram_of_one_position_", "add_gram_of_positions_", "is_matrix", "write_gram_of_one_position_"]
 
 
 def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor, pairing: Pairing = "all") -> None:
@@ -24,27 +24,51 @@ def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tens
         add(total, found, g[:, :, :, q], other[:, :, :, q])
 
 
-# c, k directions; n, m examples; s, t positions; w outputs of a group
-
-
 def write_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
-    """Write (a . a') (g . g') over what a contiguous tensor (c, n, k, m) holds, without another tensor of its size.
+    """Write (a . a') (g . g') over what a tensor holds; without another one of its size where that is a matrix in memory.
 
     Args:
-        total: Written to.
+        total: Written to, shape (c, n, k, m).
         inputs: a . a', shape (n, m).
         g: Shape (c, n, w).
         other: g', shape (k, m, w).
     """
     (c, n, w), (k, m, _) = g.shape, other.shape
+    if not is_matrix(total):
+        add_gram_of_one_position_(total.zero_(), inputs, g, other)
+        return
     torch.mm(g.reshape(c * n, w), other.reshape(k * m, w).T, out=total.view(c * n, k * m))
     total *= inputs.unsqueeze(1)
+
+
+def add_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+    """Add (a . a') (g . g') in place by one product, in the order of the total's memory.
+
+    Takes what `write_gram_of_one_position_` takes.
+    """
+    (c, n, w), (k, m, _) = g.shape, other.shape
+    if is_matrix(total):
+        products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
+        total.addcmul_(products, inputs.unsqueeze(1))
+        return
+    left, right = (x.transpose(0, 1).reshape(-1, w) for x in (g, other))
+    products = (left @ right.T).view(n, c, m, k)
+    total.permute(1, 0, 3, 2).addcmul_(products, inputs[:, None, :, None].expand(n, 1, m, k).contiguous())
+
+
+def is_matrix(total: Tensor) -> bool:
+    """Whether a tensor (c, n, k, m) lies in memory as a matrix (c n, k m) whose rows are contiguous."""
+    (c, n, k, m), (by_c, by_n, by_k, by_m) = total.shape, total.stride()
+    return by_m == 1 and by_n >= k * m and (c == 1 or by_c == n * by_n) and (k == 1 or by_k == m)
+
+
+# c, k directions; n, m examples; s, t positions; w outputs of a group
 
 
 def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
     (c, n, s, w), (k, m, t, _) = g.shape, other.shape
     if s == t == 1:
-        _add_of_one_position(total, inputs[:, 0, :, 0], g[:, :, 0], other[:, :, 0])
+        add_gram_of_one_position_(total, inputs[:, 0, :, 0], g[:, :, 0], other[:, :, 0])
         return
     in_sequence = (t + c) * k * w < c * k * t * (w + 1)
     each = (k * m * w if in_sequence else c * k * m * t) * s * g.element_size()
@@ -52,18 +76,6 @@ def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
         for columns in blocks(m, max(1, each // max(1, m)) * (rows.stop - rows.start)):
             parts = inputs[rows, :, columns], g[:, rows], other[:, columns]
             total[:, rows, :, columns] += _in_sequence(*parts) if in_sequence else _entry_by_entry(*parts)
-
-
-def _add_of_one_position(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
-    """One product of output gradients (c, n, w) and (k, m, w), times the inputs' (n, m), in the order of the total's memory."""
-    (c, n, w), (k, m, _) = g.shape, other.shape
-    if total.is_contiguous():
-        products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
-        total.addcmul_(products, inputs.unsqueeze(1))
-        return
-    left, right = (x.transpose(0, 1).reshape(-1, w) for x in (g, other))
-    products = (left @ right.T).view(n, c, m, k)
-    total.permute(1, 0, 3, 2).addcmul_(products, inputs[:, None, :, None].expand(n, 1, m, k).contiguous())
 
 
 def _in_sequence(inputs: Tensor, g: Tensor, other: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""J J'^T from the Gram matrix of a layer's inputs, and that of its output gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
+from nngeo_core.jacobians.gram import (
+    add_gram_of_one_position_,
+    add_gram_of_positions_,
+    write_gram_of_one_position_,
+)
+from nngeo_core.jacobians.kronecker import KroneckerJacobian
+from nngeo_ntk.place import Contraction, Place, within
+
+__all__ = ["OnePosition", "Positions", "of_inputs"]
+
+
+def of_inputs(
+    first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype, examples_first: bool
+) -> Contraction:
+    """The contraction of two Jacobians of one layout, with the products of their inputs, and 1 with a bias.
+
+    Args:
+        first: J.
+        second: J'.
+        dtype: That of the sums.
+        examples_first: Whether totals will lie in memory with their examples first; gradients then do so too, so that no tile
+            has to copy them.
+    """
+    one, other, has_bias = first.a.to(dtype), second.a.to(dtype), first.layout.has_bias
+
+    def inputs(rows: slice, columns: slice) -> Tensor:
+        left, right = (x.flatten(0, 1).movedim(1, 0) for x in (one[rows], other[columns]))  # (q, n s, A)
+        products = left @ right.mT
+        if has_bias:
+            products += 1
+        return products.view(len(products), len(one[rows]), first.positions, len(other[columns]), second.positions)
+
+    positions = [x.shape[0] * x.shape[1] for x in (one, other)]
+    size = one.shape[2] * positions[0] * positions[1] * dtype.itemsize
+    g, other_g = first.g.to(dtype), second.g.to(dtype)
+    if first.positions != 1 or second.positions != 1:
+        return Positions(inputs, size, g, other_g)
+    if examples_first:
+        g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
+    if one.shape[2] != 1 or size > BLOCK_BYTES:
+        return Positions(inputs, size, g, other_g)
+    whole = inputs(slice(0, len(one)), slice(0, len(other)))
+    return OnePosition(whole[0, :, 0, :, 0], g[:, :, 0, 0], other_g[:, :, 0, 0])
+
+
+class OnePosition(Contraction):
+    """Without groups and positions: (a . a') of shape (n, m), times the products of g (c, n, w) and g' (k, m, w)."""
+
+    def __init__(self, inputs: Tensor, g: Tensor, other: Tensor) -> None:
+        self.inputs, self.g, self.other = inputs, g, other
+
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        """Add one product of gradients, each entry times that of the inputs."""
+        inputs, g, other = self.inputs[rows[1], columns[1]], self.g[rows], self.other[columns]
+        if pairing == "all":
+            add_gram_of_one_position_(total, inputs, g, other)
+        else:
+            add_gram_of_positions_(
+                total, inputs[None, :, None, :, None], g[:, :, None, None], other[:, :, None, None], pairing
+            )
+
+    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        """Write it instead."""
+        if pairing == "all":
+            write_gram_of_one_position_(total, self.inputs[rows[1], columns[1]], self.g[rows], self.other[columns])
+        else:
+            super().write_(total, rows, columns, pairing)
+
+
+class Positions(Contraction):
+    """The Gram matrix of the inputs (q, n, s, m, t), formed once where it fits a block, and that of the output gradients."""
+
+    def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
+        """Take a function of some examples on both sides, the bytes of the whole, and both sides' gradients."""
+        n, m = g.shape[1], other.shape[1]
+        self.g, self.other, self.inputs = g, other, inputs
+        self.pair_bytes = size // max(1, n * m)
+        self.whole = inputs(slice(0, n), slice(0, m)) if size <= BLOCK_BYTES else None
+
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        """Add them in blocks of examples, unless the Gram matrix of all inputs is there."""
+        (some, examples), (others, partners) = rows, columns
+        g, other = self.g[some, examples], self.other[others, partners]
+        if self.whole is not None:
+            add_gram_of_positions_(total, self.whole[:, examples, :, partners], g, other, pairing)
+            return
+        m = partners.stop - partners.start
+        for row in blocks(g.shape[1], self.pair_bytes * m):
+            for column in blocks(m, self.pair_bytes * (row.stop - row.start)):
+                inputs = self.inputs(within(examples, row), within(partners, column))
+                place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
+                part = total[place.get(pairing, (row, column))]
+                add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
