@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from nngeo_core import FVector, ShapeError
+from nngeo_core import FVector, GramMatrix, NonFiniteError, ShapeError
 from nngeo_core.testing import FMatContract
 from nngeo_ntk import FMatDense
 
@@ -32,3 +33,14 @@ def test_a_changed_kernel_is_factorized_again() -> None:
     assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.5, 0.5]]
     kernel.data *= 3
     assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.25, 0.25]]
+
+
+@pytest.mark.parametrize("representation", ["dense", "blockdiag", "trace"])
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_kernel_that_overflows_is_refused(representation: str, crossed: bool) -> None:
+    """Of a Gram matrix the diagonal is looked at alone; a cross kernel has none."""
+    x = torch.tensor([[1.0], [2.0], [1e25]])
+    for large in (x, x.flip(0)):
+        others = large if crossed else None
+        with pytest.raises(NonFiniteError, match="NaN or infinite entries"):
+            GramMatrix(nn.Linear(1, 2), large, representation, loader2=others, check="off")

@@ -9,6 +9,7 @@ from nngeo_core.jacobians.contraction import Pairing
 from nngeo_core.testing import relative_error
 from nngeo_ntk.contract import Kept
 from nngeo_ntk.gradient_rows import gradient_rows
+from nngeo_ntk.place import Place
 from nngeo_ntk.shelf import Chunk
 from nngeo_ntk.tiles import tiles
 
@@ -82,3 +83,23 @@ def combined_diagonal(kernel: Tensor) -> Tensor:
     if kernel.ndim == 4:
         return kernel.flatten(2).flatten(0, 1).diagonal()
     return kernel.diagonal(dim1=-2, dim2=-1)
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(3, 3, 3), (3, 3, 5), (9, 9, 9), (3, 4, 4)])
+def test_tiles_are_computed_where_they_stay(n: int, m: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where that is a matrix in memory: not in the middle of wider rows, of several directions."""
+    monkeypatch.setattr("nngeo_ntk.tiles.ROWS", 4)
+    c = 4
+    out = torch.full((c, n, c, width), float("nan"), dtype=DTYPE)
+
+    def room(rows: Place, columns: Place) -> Tensor:
+        return out[rows[0], rows[1], columns[0], columns[1]]
+
+    one, other = jacobians(c, n, 0)[0], jacobians(c, m, 1)[0]
+    stayed = []
+    for tile in tiles(chunk({"layer": one}, c, n), chunk({"layer": other}, c, m), ("layer",), None, "all", room):
+        place = room(tile.rows, tile.columns)
+        stayed.append(place.data_ptr() == tile.values.data_ptr())
+        place.copy_(tile.values)
+    assert all(stayed) == (m == width)
+    assert relative_error(out[..., :m], combined(one.to_dense(), other.to_dense(), "all")) <= 1e-12

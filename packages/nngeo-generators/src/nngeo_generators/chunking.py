@@ -37,15 +37,18 @@ IN_FLIGHT = 2
 LARGEST_TENSOR = {"cpu": 12 * 2**20}
 """Bytes of the largest tensor of a backward pass, by device type: beyond, a CPU spends its time in page faults."""
 
+LARGEST_BLOCK = 31 * 2**20
+"""Bytes of a block whose release glibc heeds: it ignores those of 32 MiB and more."""
 
-def keep_freed_memory(device: torch.device) -> None:
+
+def keep_freed_memory(device: torch.device, memory_budget: int) -> None:
     """Have the C library keep what one chunk frees for the next, instead of fetching fresh pages for every chunk.
 
-    glibc returns freed memory to the system beyond twice the largest block that it saw freed. A block of the largest size
-    that will be used, which is never written to and so takes no memory, sets that bound before the first chunk.
+    glibc returns freed memory to the system beyond twice the largest block that it saw freed. A block of half the budget, which
+    is never written to and so takes no memory, sets that bound before the first chunk.
     """
     if device.type in LARGEST_TENSOR:
-        torch.empty(LARGEST_TENSOR[device.type], dtype=torch.uint8)
+        torch.empty(min(LARGEST_BLOCK, memory_budget // 2), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)

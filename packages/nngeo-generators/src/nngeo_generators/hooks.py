@@ -14,7 +14,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.sweep.examples import Batch, count_examples, example_shapes, move_batch, select_examples
+from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import (
@@ -113,7 +113,7 @@ class HooksGenerator(Generator):
 
     def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
-        keep_freed_memory(self.device)
+        keep_freed_memory(self.device, self._budget)
         for part in join(self._arriving(batches)):
             n, chunks = len(part.numbers), self._chunks_of(part)
             for examples in blocks(n, 1, chunks.examples):
@@ -193,7 +193,7 @@ class HooksGenerator(Generator):
 
     def _trust(self, part: Part, state: object) -> None:
         """The check of the model, when it is due."""
-        n, shapes = len(part.numbers), example_shapes(part.batch)
+        n, shapes = len(part.numbers), part.shapes
         due = self._is_due(self._trusted, state, n)
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
             plan = self._first_plan if due else self._plan
@@ -204,7 +204,7 @@ class HooksGenerator(Generator):
 
     def _chunks_of(self, part: Part) -> Chunks:
         """How to cut examples, found from the last of them alone."""
-        shapes = example_shapes(part.batch)
+        shapes = part.shapes
         if shapes not in self._chunks:
             last = part.select(slice(len(part.numbers) - 1, None))
             measured, self._alone = self._alone, None
@@ -219,7 +219,7 @@ class HooksGenerator(Generator):
 
     def _graph(self, part: Part) -> Graph:
         """What one example needs for a backward pass."""
-        shapes = example_shapes(part.batch)
+        shapes = part.shapes
         if shapes not in self._graphs:
             alone = part.select(slice(len(part.numbers) - 1, None)).batch
             forward = partial(outputs_alone, self._network, alone, part.batch)
@@ -265,7 +265,7 @@ class HooksGenerator(Generator):
         except (RuntimeError, ValueError, IndexError) as error:
             raise_alone(self._network, last.batch, part.batch, error)
         if not capture.refused:
-            self._alone, self._measured_shapes = (plan, capture, graph), example_shapes(part.batch)
+            self._alone, self._measured_shapes = (plan, capture, graph), part.shapes
             self._graphs[self._measured_shapes] = graph
 
     def _examined_bytes(self, part: Part) -> int:
@@ -296,7 +296,7 @@ class HooksGenerator(Generator):
         Three graphs of a part fit the budget, and three of its largest tensor the cache: the tensor, its tangent, and what is
         computed from both. The first batch is checked not to mix examples, which is then taken to hold for the others.
         """
-        keep_freed_memory(self.device)
+        keep_freed_memory(self.device, self._budget)
         for part, state in self._numbered(batches):
             n = len(part.numbers)
             if self._is_due(self._inspected, state, n):

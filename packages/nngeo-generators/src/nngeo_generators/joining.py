@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from nngeo_core.sweep.examples import Batch, map_tensors, select_examples
+from nngeo_core.sweep.examples import Batch, example_shapes, map_tensors, select_examples
 
 __all__ = ["Part", "join"]
 
@@ -23,6 +24,11 @@ class Part:
 
     batch: Batch
     numbers: tuple[int, ...]
+
+    @cached_property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """The shapes of one example's tensors."""
+        return example_shapes(self.batch)
 
     def select(self, chosen: slice) -> "Part":
         """Some of the examples."""
