@@ -14,7 +14,7 @@ from nngeo_core.likelihoods.targets import targets_of
 from nngeo_core.testing import MODELS, Case, fisher, output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
 from nngeo_generators.joining import Part
-from nngeo_generators.trust import model_state
+from nngeo_generators.trust import checked_state
 
 Build = Callable[..., nn.Module]
 Hooks = Callable[..., HooksGenerator]
@@ -288,7 +288,7 @@ def test_what_one_shape_takes_is_not_taken_for_another(hooks: Hooks) -> None:
     generator = hooks(model, function=lambda x: model(x).flatten(1))
     v = next(iter(generator.stream([X.view(7, 1, 3)])))
     assert v.total_directions == 2
-    generator._trust(generator_part(X.expand(2, 7, 3)[:, :4]), model_state(model))
+    generator._trust(generator_part(X.expand(2, 7, 3)[:, :4]), checked_state(model))
     (single,) = generator.stream([X[None]])
     assert (single.n_examples, single.total_directions) == (1, 14)
     assert list(generator._chunks.values())[-1].directions == 14

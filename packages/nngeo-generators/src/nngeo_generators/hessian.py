@@ -22,7 +22,7 @@ from nngeo_generators.examination import check_examples, outputs_alone, run_unwr
 from nngeo_generators.linearize import differentiable_attention
 from nngeo_generators.matrix_free import NO_EXAMPLES, checked_result, leaves
 from nngeo_generators.network import Network
-from nngeo_generators.trust import check_finite, check_modes, model_state
+from nngeo_generators.trust import check_finite, checked_state
 
 __all__ = ["HessianGenerator"]
 
@@ -153,8 +153,7 @@ class HessianGenerator(OperatorGenerator):
 
     def _parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
         """The batches that have examples, of which as many at a time as fit the memory budget, with the batch's number."""
-        check_modes(self.model)
-        state = model_state(self.model)
+        state = checked_state(self.model)
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)

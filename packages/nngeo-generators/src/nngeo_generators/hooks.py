@@ -35,7 +35,7 @@ from nngeo_generators.linearize import Sound, all_ways
 from nngeo_generators.matrix_free import fisher_form, fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
-from nngeo_generators.trust import check_finite, check_modes, model_state
+from nngeo_generators.trust import check_finite, checked_state
 
 __all__ = ["HooksGenerator"]
 
@@ -101,11 +101,11 @@ class HooksGenerator(Generator):
         return coverage_of(self._plan, self._first_plan, self.layer_collection, examined=self._trusted is not None)
 
     def _jacobian(self, batch: Batch, directions: slice | None) -> JacobianBatch:
-        check_modes(self.model)
+        state = checked_state(self.model)
         batch = move_batch(batch, self.device)
         part = Part(batch, (0,) * count_examples(batch))
         if part.numbers:
-            self._trust(part, model_state(self.model))
+            self._trust(part, state)
             self._alone = None  # whole examples at once: nothing to be cut
         capture = self._capture(part)
         total, negative = self.count_directions(capture.outputs.detach(), batch)
@@ -135,8 +135,7 @@ class HooksGenerator(Generator):
 
     def _numbered(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, object]]:
         """The batches that have examples, on the model's device, with the state of the model."""
-        check_modes(self.model)
-        state = model_state(self.model)
+        state = checked_state(self.model)
         for number, received in enumerate(batches):
             batch = move_batch(received, self.device)
             n = count_examples(batch)
@@ -232,7 +231,7 @@ class HooksGenerator(Generator):
         """Outputs with their graph, and J v from the layers' Jacobians: for a backward pass without derivative of its own."""
         v = torch.cat([tangent.flatten() for tangent in tangents])
         part = Part(batch, (0,) * count_examples(batch))
-        self._trust(part, model_state(self.model))
+        self._trust(part, checked_state(self.model))
         chunks = self._chunks_of(part)
         rows = []
         for examples in blocks(len(part.numbers), 1, chunks.examples):

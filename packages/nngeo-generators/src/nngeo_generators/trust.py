@@ -1,7 +1,7 @@
 """Trust: what is checked before a model's numbers are believed."""
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,27 @@ from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.linear_algebra.finite import all_finite
 
-__all__ = ["check_finite", "check_modes", "check_repeatable", "differ", "differing_layers", "model_state"]
+__all__ = ["check_finite", "check_repeatable", "checked_state", "differ", "differing_layers"]
 
 NOISE = 1e4
 """Units of rounding, of the whole gradient, below which two ways to a layer's gradient may differ."""
 
 
-def check_modes(model: nn.Module) -> None:
-    """Raise if a module mixes examples or draws random numbers.
+def checked_state(model: nn.Module) -> object:
+    """What a check of the model holds for: it equals a later one until parameters or modes change.
 
     Raises:
-        UnsupportedLayerError: Naming the module.
+        UnsupportedLayerError: A module mixes examples or draws random numbers; names it.
     """
-    for path, module in model.named_modules():
+    modules = tuple(model.named_modules())
+    _check_modes(modules)
+    parameters = (p for _, module in modules for p in module._parameters.values() if p is not None)
+    versions = tuple((id(p), p._version if not p.is_inference() else 0) for p in parameters)
+    return versions, tuple(module.training for _, module in modules)
+
+
+def _check_modes(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    for path, module in modules:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise UnsupportedLayerError(
                 f"'{path}' ({type(module).__name__}) normalises with the statistics of the batch, so no derivative of one "
@@ -43,12 +51,6 @@ def _drops_out(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
     return isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
-
-
-def model_state(model: nn.Module) -> object:
-    """What a check of the model holds for: it equals a later one until parameters or modes change."""
-    parameters = tuple((id(p), p._version if not p.is_inference() else 0) for p in model.parameters())
-    return parameters, tuple(module.training for module in model.modules())
 
 
 def check_finite(outputs: Tensor, model: nn.Module, forward: Callable[[], Any], numbers: Sequence[int]) -> None:

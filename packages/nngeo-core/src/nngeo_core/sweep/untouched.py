@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy
@@ -26,12 +26,13 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
+        modules = tuple(model.modules())
         for restored in (
             autocast_set_aside(device),
             _restored_random_states(device),
             _uncompiled(),
-            _restored_attributes(model),
-            _restored_buffers(model),
+            _restored_attributes(modules),
+            _restored_buffers(modules),
         ):
             stack.enter_context(restored)
         yield
@@ -60,9 +61,9 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_attributes(model: nn.Module) -> Iterator[None]:
+def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """What modules note of their last call, such as attention weights, would keep graphs alive or belong to vmap."""
-    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    kept = [(vars(module), dict(vars(module))) for module in modules]
     try:
         yield
     finally:
@@ -72,9 +73,9 @@ def _restored_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
+def _restored_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Copy every buffer; on leaving, put back the ones that were written to, replaced or added."""
-    kept = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    kept = [(module._buffers, dict(module._buffers)) for module in modules]
     copies = [
         (buffer, buffer.detach().clone()) for _, buffers in kept for buffer in buffers.values() if buffer is not None
     ]
