@@ -1,5 +1,6 @@
 """Network: a model called with other parameters."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -30,12 +31,25 @@ def test_a_tied_parameter_is_swapped_in_all_its_places() -> None:
 
 
 def test_a_module_registered_twice_gets_its_own_parameters_back() -> None:
-    """`functional_call` with tied weights leaves the replacement in the model."""
+    """Each place is swapped once: a second time would take the replacement for the original."""
     shared = nn.Linear(1, 1, bias=False)
     weight, model = shared.weight, nn.Sequential(shared, shared)
     swapped = {"0.weight": torch.tensor([[3.0]])}
     assert Network(model, lambda batch: model(batch)).with_parameters(swapped, torch.ones(1, 1)).tolist() == [[9.0]]
     assert shared.weight is weight
+
+
+def test_an_exception_leaves_the_parameters() -> None:
+    model = nn.Linear(1, 1)
+    weight = model.weight
+
+    def fail(batch: torch.Tensor) -> torch.Tensor:
+        assert model.weight is not weight
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Network(model, fail).with_parameters({"weight": torch.zeros(1, 1)}, torch.ones(1, 1))
+    assert model.weight is weight
 
 
 def test_a_function_that_closes_over_the_model_sees_them_too() -> None:
