@@ -106,6 +106,19 @@ def test_backward_passes_go_one_by_one_where_they_must(build: Build, hooks: Hook
     assert (plain._batched, custom._batched) == (True, False)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_derivatives_that_are_random_are_refused(n: int, build: Build, hooks: Hooks) -> None:
+    """The outputs are the same each time: only a gradient from another pass shows it."""
+
+    def noisy(h: Tensor) -> Tensor:
+        scaled = torch.rand_like(h) * h
+        return h + scaled - scaled.detach()
+
+    model = build(lambda s, x: noisy(s.b(s.a(x).tanh())), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    with pytest.raises(UnsupportedLayerError, match="differs from a plain gradient"):
+        hooks(model).jacobian(X[:n])
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e-8, 1e-10])
 def test_a_layer_with_a_small_gradient_is_measured_by_itself(scale: float, build: Build, hooks: Hooks) -> None:
     """Its weight is used outside of its call too, which the whole gradient does not show."""

@@ -38,7 +38,6 @@ def test_a_changed_kernel_is_factorized_again() -> None:
 @pytest.mark.parametrize("representation", ["dense", "blockdiag", "trace"])
 @pytest.mark.parametrize("crossed", [False, True])
 def test_a_kernel_that_overflows_is_refused(representation: str, crossed: bool) -> None:
-    """Of a Gram matrix the diagonal is looked at alone; a cross kernel has none."""
     x = torch.tensor([[1.0], [2.0], [1e25]])
     for large in (x, x.flip(0)):
         others = large if crossed else None

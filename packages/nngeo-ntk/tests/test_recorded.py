@@ -23,9 +23,9 @@ def test_batches_are_cut_at_any_example() -> None:
 
 def test_batches_of_a_loader_are_copied_and_one_batch_is_not() -> None:
     x = torch.ones(2, 1)
-    loaded, one = Recorded(GENERATOR, iter([x])), Recorded(GENERATOR, x)
+    loaded, listed, one = Recorded(GENERATOR, iter([x])), Recorded(GENERATOR, [(x,), (x,)]), Recorded(GENERATOR, x)
     x.zero_()
-    assert (loaded.one(0).item(), one.one(0).item()) == (1, 0)
+    assert (loaded.one(0).item(), listed.one(0)[0].item(), one.one(0).item()) == (1, 1, 0)
 
 
 def test_no_examples_are_refused() -> None:

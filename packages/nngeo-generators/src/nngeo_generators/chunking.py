@@ -44,8 +44,8 @@ LARGEST_BLOCK = 31 * 2**20
 def keep_freed_memory(device: torch.device, memory_budget: int) -> None:
     """Have the C library keep what one chunk frees for the next, instead of fetching fresh pages for every chunk.
 
-    glibc returns freed memory to the system beyond twice the largest block that it saw freed. A block of half the budget, which
-    is never written to and so takes no memory, sets that bound before the first chunk.
+    glibc returns freed memory to the system beyond twice the largest block that it saw freed. A block of half the budget, 31
+    MiB at most, sets that bound before the first chunk; it is never written to, and so takes no memory itself.
     """
     if device.type in LARGEST_TENSOR:
         torch.empty(min(LARGEST_BLOCK, memory_budget // 2), dtype=torch.uint8)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nngeo_core.conventions import result_dtype
@@ -26,25 +26,23 @@ from nngeo_generators.trust import check_repeatable, differ, differing_layers
 
 __all__ = ["check_examples", "examined_plan", "outputs_alone", "raise_alone", "run_unwritten"]
 
-T = TypeVar("T")
-
 Forward = Callable[[Sequence[Use]], Capture]
 
 
-def run_unwritten(run: Callable[[Batch], T], batch: Batch) -> T:
-    """What is returned for a batch, by a network that leaves it as it is.
+def run_unwritten(network: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """The outputs of a network that leaves its batch as it is.
 
     Raises:
         UnsupportedLayerError: It writes to its inputs.
     """
     tensors = [part for part in tree_leaves(batch) if isinstance(part, Tensor)]
     versions = [part._version for part in tensors]
-    found = run(batch)
+    outputs = network(batch)
     if versions != [part._version for part in tensors]:
         raise UnsupportedLayerError(
             "the model changes its inputs in place, so that every pass sees others; use the out-of-place form of that operation"
         )
-    return found
+    return outputs
 
 
 def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tensor | None = None) -> None:
@@ -108,13 +106,8 @@ def examined_plan(
         NonFiniteError: The outputs or the gradient have a NaN or an infinity.
     """
     parameters = leaves(generator.model, generator.layer_collection)
-    captured = _captured(plan, parameters, batch, forward)
-    reads_the_model = captured is not None and not (captured.refused or captured.altered)
-    if captured is not None and reads_the_model:
-        graph = captured.outputs
-    else:
-        with torch.enable_grad():
-            graph = run_unwritten(partial(network.with_parameters, parameters), batch)
+    with torch.enable_grad():
+        graph = run_unwritten(partial(network.with_parameters, parameters), batch)
     outputs, computed = graph.detach(), coarsest(graph)
     check_examples(network, batch, graph, alone)
     if seen and not graph.requires_grad:
@@ -122,15 +115,14 @@ def examined_plan(
     directions, weights = _random_directions(outputs)
     try:
         precise = keeps_precision(graph)
-        cotangent = torch.einsum("cn...,cn->n...", directions, weights)
-        plain = _plain_gradient(graph, parameters, cotangent, keep_graph=reads_the_model)
+        plain = _plain_gradient(graph, parameters, torch.einsum("cn...,cn->n...", directions, weights))
         del graph
     except UnsupportedLayerError:
         forward(plan).raise_refused()  # an input changed in place has a name here
         raise
     plan = try_stand_ins(plan, outputs, forward)
     while True:
-        capture, captured = captured or forward(plan), None
+        capture = forward(plan)
         by_itself = {use.layer_id for use in plan if precise and use.module is not network}  # which has no further way
         differing = _differing(
             capture, outputs, directions, weights, plain, generator.layer_collection, by_itself, computed
@@ -139,18 +131,6 @@ def examined_plan(
             return tuple(plan), capture.batched
         for layer_id, reason in differing.items():
             plan = promote(plan, layer_id, reason, network, generator.layer_collection)
-
-
-def _captured(plan: Sequence[Use], parameters: Mapping[str, Tensor], batch: Batch, forward: Forward) -> Capture | None:
-    """A pass by the plan, where its graph can serve for the plain gradient too, which saves a pass; None elsewhere.
-
-    That takes the model's own parameters, and rules that read calls as they are. One example alone is left to a plain pass,
-    for no pass over some of the examples will show whether its outputs can be repeated.
-    """
-    own = all(isinstance(parameter, nn.Parameter) for parameter in parameters.values())
-    if not own or count_examples(batch) == 1 or not all(use.rule.one_output for use in plan):
-        return None
-    return run_unwritten(lambda _: forward(plan), batch)
 
 
 def outputs_alone(network: Network, examples: Batch, batch: Batch) -> Tensor:
@@ -188,16 +168,14 @@ def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:
     return directions, torch.linspace(1, 2, 2 * len(outputs), dtype=dtype, device=outputs.device).view(2, -1)
 
 
-def _plain_gradient(
-    outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor, keep_graph: bool
-) -> dict[str, Tensor]:
+def _plain_gradient(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
     """J^T cotangent from plain autograd, by parameter."""
     if not outputs.requires_grad:
         raise UnsupportedLayerError(
             "the outputs do not depend on any parameter of the layer collection: does `function` call this model, without "
             "detach() and no_grad()?"
         )
-    return dict(zip(parameters, pull_back_one(outputs, parameters, cotangent, keep_graph), strict=True))
+    return dict(zip(parameters, pull_back_one(outputs, parameters, cotangent), strict=True))
 
 
 def _differing(

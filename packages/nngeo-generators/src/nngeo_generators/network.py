@@ -24,19 +24,19 @@ def call_with(
         keywords: Keyword arguments of the call.
     """
     names: dict[Tensor, str] = {}
-    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
+    swapped: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     for path, part in module.named_modules():
         for local, parameter in part._parameters.items():
             if parameter is not None:
                 name = names.setdefault(parameter, f"{path}.{local}" if path else local)
                 if name in parameters:
-                    swapped.append((part._parameters, local, parameter))
+                    swapped.append((part._parameters, local, parameter, parameters[name]))
     try:
-        for held, local, parameter in swapped:
-            held[local] = parameters[names[parameter]]
+        for held, local, _, replacement in swapped:
+            held[local] = replacement
         return module(*arguments, **keywords)
     finally:
-        for held, local, parameter in swapped:
+        for held, local, parameter, _ in swapped:
             held[local] = parameter
 
 

@@ -17,7 +17,7 @@ from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Source, pairs
 from nngeo_ntk.place import Place, within
 from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 from nngeo_ntk.shelf import Chunk
-from nngeo_ntk.tiles import tiles
+from nngeo_ntk.tiles import Tile, tiles
 
 __all__ = ["Buffer", "METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
 
@@ -27,7 +27,7 @@ Buffer: TypeAlias = Tensor | numpy.ndarray[Any, Any]
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 
 MIRROR = {4: (2, 3, 0, 1), 3: (0, 2, 1), 2: (1, 0)}
-"""The order of the axes of a tile's mirror image."""
+"""The order of the axes of a mirror image, by how many there are."""
 
 MIRRORED = 64
 """Columns of a mirrored tile that are copied together."""
@@ -180,21 +180,24 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
 
     at_once = out.ndim == 4 and out.dtype == first.dtype and out.device == first.device
     for tile in tiles(first, second, layers, source.method, source.pairing, room if at_once else None):
-        rows, columns, values = _of_all(first, tile.rows), _of_all(second, tile.columns), tile.values
         if symmetric and tile.own is not None:
-            _symmetrize_(values, tile.own)
-        place = room(tile.rows, tile.columns)
+            _symmetrize_(tile.values, tile.own)
         if out.ndim == 2:  # summed over directions, which may come in several tiles
-            place += values.to(out.device)
-        elif place.data_ptr() != values.data_ptr():
-            place.copy_(values)
+            room(tile.rows, tile.columns).add_(tile.values.to(out.device))
+        elif not tile.stays:
+            room(tile.rows, tile.columns).copy_(tile.values)
         if symmetric:
-            columns, values = _beyond_own(columns, values, tile.own)
-            mirrored, order = out[_entries(out.ndim, columns, rows)], MIRROR[out.ndim]
-            if out.ndim == 2:
-                mirrored += values.permute(order).to(out.device)
-            else:
-                _copy_mirrored(mirrored, values.permute(order).to(out.device))
+            _mirror(out, _of_all(first, tile.rows), _of_all(second, tile.columns), tile)
+
+
+def _mirror(out: Tensor, rows: Place, columns: Place, tile: Tile) -> None:
+    """Put what a tile holds beyond its own part, which is its own mirror image, on the other side of the diagonal."""
+    columns, values = _beyond_own(columns, tile.values, tile.own)
+    mirrored, values = out[_entries(out.ndim, columns, rows)], values.permute(MIRROR[out.ndim]).to(out.device)
+    if out.ndim == 2:
+        mirrored += values
+    else:
+        _copy_mirrored(mirrored, values)
 
 
 def _of_all(chunk: Chunk, place: Place) -> Place:
@@ -209,7 +212,7 @@ def _entries(ndim: int, rows: Place, columns: Place) -> tuple[slice, ...]:
 
 
 def _beyond_own(columns: Place, values: Tensor, own: Place | None) -> tuple[Place, Tensor]:
-    """What a tile holds beyond the part that is its own mirror image."""
+    """What a tile holds beyond its own part: it has more directions, or more examples, and never both."""
     if own is None:
         return columns, values
     (others, m), (some, examples) = columns, own

@@ -14,13 +14,13 @@ from nngeo_core.jacobians.gram import (
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_ntk.place import Contraction, Place, within
 
-__all__ = ["OnePosition", "Positions", "of_inputs"]
+__all__ = ["Positions", "of_inputs"]
 
 
 def of_inputs(
     first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype, examples_first: bool
 ) -> Contraction:
-    """The contraction of two Jacobians of one layout, with the products of their inputs, and 1 with a bias.
+    """How two Jacobians of one layout meet: the products of their inputs, plus 1 with a bias, and of their output gradients.
 
     Args:
         first: J.
@@ -45,34 +45,8 @@ def of_inputs(
         return Positions(inputs, size, g, other_g)
     if examples_first:
         g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
-    if one.shape[2] != 1 or size > BLOCK_BYTES:
-        return Positions(inputs, size, g, other_g)
-    whole = inputs(slice(0, len(one)), slice(0, len(other)))
-    return OnePosition(whole[0, :, 0, :, 0], g[:, :, 0, 0], other_g[:, :, 0, 0])
-
-
-class OnePosition(Contraction):
-    """Without groups and positions: (a . a') of shape (n, m), times the products of g (c, n, w) and g' (k, m, w)."""
-
-    def __init__(self, inputs: Tensor, g: Tensor, other: Tensor) -> None:
-        self.inputs, self.g, self.other = inputs, g, other
-
-    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        """Add one product of gradients, each entry times that of the inputs."""
-        inputs, g, other = self.inputs[rows[1], columns[1]], self.g[rows], self.other[columns]
-        if pairing == "all":
-            add_gram_of_one_position_(total, inputs, g, other)
-        else:
-            add_gram_of_positions_(
-                total, inputs[None, :, None, :, None], g[:, :, None, None], other[:, :, None, None], pairing
-            )
-
-    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
-        """Write it instead."""
-        if pairing == "all":
-            write_gram_of_one_position_(total, self.inputs[rows[1], columns[1]], self.g[rows], self.other[columns])
-        else:
-            super().write_(total, rows, columns, pairing)
+    kind = _OnePosition if one.shape[2] == 1 and size <= BLOCK_BYTES else Positions
+    return kind(inputs, size, g, other_g)
 
 
 class Positions(Contraction):
@@ -99,3 +73,25 @@ class Positions(Contraction):
                 place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
                 part = total[place.get(pairing, (row, column))]
                 add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
+
+
+class _OnePosition(Positions):
+    """Without groups and positions, the Gram matrix of the inputs (n, m) being there: one product of gradients a tile."""
+
+    def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
+        super().__init__(inputs, size, g, other)
+        whole = inputs(slice(0, g.shape[1]), slice(0, other.shape[1])) if self.whole is None else self.whole
+        self.pairs = whole[0, :, 0, :, 0]
+        self.rows, self.columns = g[:, :, 0, 0], other[:, :, 0, 0]
+
+    def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        if pairing == "all":
+            add_gram_of_one_position_(total, self.pairs[rows[1], columns[1]], self.rows[rows], self.columns[columns])
+        else:
+            super().add_(total, rows, columns, pairing)
+
+    def write_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
+        if pairing == "all":
+            write_gram_of_one_position_(total, self.pairs[rows[1], columns[1]], self.rows[rows], self.columns[columns])
+        else:
+            super().write_(total, rows, columns, pairing)

@@ -74,11 +74,10 @@ class Recorded:
 
 
 def _read(examples: Any) -> Iterator[Batch]:
-    """The batches that have examples; those of a loader, which may fill the same memory with the next, as copies."""
+    """The batches that have examples, with tensors of their own: a loader may fill the same memory with the next."""
     if is_one_batch(examples):
         yield examples
         return
-    all_there = isinstance(examples, list | tuple)
     for batch in iterate_batches(examples):
         if count_examples(batch):
-            yield batch if all_there else map_tensors(batch, Tensor.clone)
+            yield map_tensors(batch, Tensor.clone)

@@ -62,7 +62,6 @@ class StoredKernel(FMat):
         if (data is None) == (examples is None):
             given = "both" if data is not None else "neither"
             raise ValueError(f"give either `data` or `examples` to {type(self).__name__}; got {given}")
-        computed = data is None
         if data is None:
             if generator is None:
                 raise ValueError(
@@ -76,19 +75,15 @@ class StoredKernel(FMat):
         if symmetric and not square:
             raise ShapeError(f"a kernel of size {self.size()} is not symmetric; leave out symmetric=True")
         self._symmetric = square if symmetric is None else symmetric
-        self._check_finite(every_entry=not (computed and self._symmetric))
         self._kept: dict[Hashable, Any] = {}
 
     def _checked_data(self, data: Tensor) -> Tensor:
         if not isinstance(data, Tensor) or not self._fits(data.shape):
             given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise ShapeError(f"the data of a {type(self).__name__} are a tensor of shape {self._form}, got {given}")
-        return data
-
-    def _check_finite(self, every_entry: bool) -> None:
-        """All entries, or the diagonal alone: no entry of a Gram matrix is larger than the two that it has there."""
-        if not all_finite(self.data if every_entry else self._blocks().diagonal(dim1=1, dim2=2)):
+        if not all_finite(data):
             raise NonFiniteError(f"the data of a {type(self).__name__} have NaN or infinite entries")
+        return data
 
     _form: ClassVar[str]
     """The shape of the data, for messages."""

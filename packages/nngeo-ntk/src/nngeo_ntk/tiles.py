@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
-from nngeo_core.jacobians.gram import is_matrix
+from nngeo_core.jacobians.gram import lies_as_matrix
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
 from nngeo_ntk.contract import Kept, contraction
 from nngeo_ntk.place import Place
@@ -32,12 +32,14 @@ class Tile:
         columns: Those of the second.
         values: Shape (c, n, k, m); of "equal" directions (c, n, m); of those "summed" (n, m).
         own: Which of its directions and examples are those of its rows too, in a tile of a chunk with itself.
+        stays: Whether the values were computed where they will lie.
     """
 
     rows: Place
     columns: Place
     values: Tensor
     own: Place | None
+    stays: bool
 
 
 def tiles(
@@ -65,16 +67,16 @@ def tiles(
     meeting = [contraction(*pair, method, pairing, first.dtype, not by_directions) for pair in kept]
     places = _equal_places if pairing != "all" else _places_by_directions if by_directions else _places_by_examples
     for rows, columns in places(first, second, pairing):
-        values = room(rows, columns) if room is not None and by_directions else None
-        if values is None or not is_matrix(values):
-            values = _empty(rows, columns, pairing, by_directions, first)
+        there = room(rows, columns) if room is not None and by_directions else None
+        stays = there is not None and lies_as_matrix(there)
+        values = there if there is not None and stays else _empty(rows, columns, pairing, by_directions, first)
         if meeting:
             meeting[0].write_(values, rows, columns, pairing)
         else:
             values.zero_()
         for one in meeting[1:]:
             one.add_(values, rows, columns, pairing)
-        yield Tile(rows, columns, values, _own(rows, columns) if first is second else None)
+        yield Tile(rows, columns, values, _own(rows, columns) if first is second else None, stays)
 
 
 def _has_one_position(kept: Kept) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
 
-__all__ = ["add_gram_of_one_position_", "add_gram_of_positions_", "is_matrix", "write_gram_of_one_position_"]
+__all__ = ["add_gram_of_one_position_", "add_gram_of_positions_", "lies_as_matrix", "write_gram_of_one_position_"]
 
 
 def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor, pairing: Pairing = "all") -> None:
@@ -34,7 +34,7 @@ def write_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other:
         other: g', shape (k, m, w).
     """
     (c, n, w), (k, m, _) = g.shape, other.shape
-    if not is_matrix(total):
+    if not lies_as_matrix(total):
         add_gram_of_one_position_(total.zero_(), inputs, g, other)
         return
     torch.mm(g.reshape(c * n, w), other.reshape(k * m, w).T, out=total.view(c * n, k * m))
@@ -47,7 +47,7 @@ def add_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: T
     Takes what `write_gram_of_one_position_` takes.
     """
     (c, n, w), (k, m, _) = g.shape, other.shape
-    if is_matrix(total):
+    if lies_as_matrix(total):
         products = (g.reshape(c * n, w) @ other.reshape(k * m, w).T).view(c, n, k, m)
         total.addcmul_(products, inputs.unsqueeze(1))
         return
@@ -56,7 +56,7 @@ def add_gram_of_one_position_(total: Tensor, inputs: Tensor, g: Tensor, other: T
     total.permute(1, 0, 3, 2).addcmul_(products, inputs[:, None, :, None].expand(n, 1, m, k).contiguous())
 
 
-def is_matrix(total: Tensor) -> bool:
+def lies_as_matrix(total: Tensor) -> bool:
     """Whether a tensor (c, n, k, m) lies in memory as a matrix (c n, k m) whose rows are contiguous."""
     (c, n, k, m), (by_c, by_n, by_k, by_m) = total.shape, total.stride()
     return by_m == 1 and by_n >= k * m and (c == 1 or by_c == n * by_n) and (k == 1 or by_k == m)
