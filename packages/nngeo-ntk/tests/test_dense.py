@@ -43,3 +43,17 @@ def test_a_kernel_that_overflows_is_refused(representation: str, crossed: bool) 
         others = large if crossed else None
         with pytest.raises(NonFiniteError, match="NaN or infinite entries"):
             GramMatrix(nn.Linear(1, 2), large, representation, loader2=others, check="off")
+
+
+def test_a_kernel_that_overflows_beside_its_diagonal_is_refused() -> None:
+    """Per-example gradients pushed through the layer overflow on the way."""
+
+    x, model = torch.tensor([[1.0, 1e10], [1e30, 1e-30]]), nn.Linear(1, 1, bias=False)
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return model(x[:, :1]) * x[:, 1:]
+
+    exact = GramMatrix(model, x, "dense", scaled, check="off", method="gradients")
+    assert exact.get_dense_tensor().isfinite().all()
+    with pytest.raises(NonFiniteError, match="compute it in float64"):
+        GramMatrix(model, x, "dense", scaled, check="off", method="products")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nngeo_core.errors import ShapeError
+from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Source, pairs
@@ -58,6 +59,7 @@ def compute_kernel(
         ValueError: There are no examples, or `method` is unknown.
         ShapeError: Examples have different numbers of outputs, or the buffer another shape.
         TypeError: The buffer's dtype would lose digits.
+        NonFiniteError: An entry overflows.
     """
     every = {"": tuple(generator.layer_collection)}
     return _compute(generator, examples, others, pairing, method, {"": out}, every, progress)[""]
@@ -107,19 +109,26 @@ def _compute(
 ) -> dict[str, Tensor]:
     rows, columns = _sources(generator, examples, others, pairing, method)
     found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     with undisturbed(generator.model, generator.device), torch.no_grad():
         steps = pairs(rows, columns, generator.memory_budget or DEFAULT_MEMORY_BUDGET)
         for first, second in _shown(steps, rows, columns, progress):
             if not found:
                 shape = _shape(first.outputs, len(rows.examples), len((columns or rows).examples), pairing)
                 found = {name: _buffer(buffer, shape, first) for name, buffer in out.items()}
+                sums = {name: torch.zeros((), dtype=first.dtype, device=first.device) for name in out}
             for name, layers in groups.items():
-                _write(found[name], (first, second), layers, rows, columns is None)
+                sums[name] += _write(found[name], (first, second), layers, rows, columns is None)
         if not found:
             raise ShapeError(NO_OUTPUTS)
-        for kernel in found.values():
+        for name, kernel in found.items():
             if pairing == "summed":
                 kernel /= first.outputs
+            if (pairing == "summed" or not sums[name].isfinite()) and not all_finite(kernel):
+                raise NonFiniteError(
+                    "the kernel has NaN or infinite entries, and the Jacobians have none: a product of theirs overflows; "
+                    "compute it in float64"
+                )
     return found
 
 
@@ -171,9 +180,13 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         ) from error
 
 
-def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], source: Source, symmetric: bool) -> None:
-    """Put the tiles of a pair of chunks in their places, and their mirror images in theirs."""
+def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], source: Source, symmetric: bool) -> Tensor:
+    """Put the tiles of a pair of chunks in their places, and their mirror images in theirs; returns the sum of their entries.
+
+    It is finite where all entries are, unless it overflows; a kernel on disk need not be read again to know.
+    """
     first, second = pair
+    total = torch.zeros((), dtype=first.dtype, device=first.device)
 
     def room(rows: Place, columns: Place) -> Tensor:
         return out[_entries(out.ndim, _of_all(first, rows), _of_all(second, columns))]
@@ -182,12 +195,14 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
     for tile in tiles(first, second, layers, source.method, source.pairing, room if at_once else None):
         if symmetric and tile.own is not None:
             _symmetrize_(tile.values, tile.own)
+        total += tile.values.sum()
         if out.ndim == 2:  # summed over directions, which may come in several tiles
             room(tile.rows, tile.columns).add_(tile.values.to(out.device))
         elif not tile.stays:
             room(tile.rows, tile.columns).copy_(tile.values)
         if symmetric:
             _mirror(out, _of_all(first, tile.rows), _of_all(second, tile.columns), tile)
+    return total
 
 
 def _mirror(out: Tensor, rows: Place, columns: Place, tile: Tile) -> None:

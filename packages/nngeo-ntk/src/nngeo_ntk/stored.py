@@ -62,28 +62,26 @@ class StoredKernel(FMat):
         if (data is None) == (examples is None):
             given = "both" if data is not None else "neither"
             raise ValueError(f"give either `data` or `examples` to {type(self).__name__}; got {given}")
-        if data is None:
-            if generator is None:
-                raise ValueError(
-                    f"{type(self).__name__} needs a `generator` to compute its data from `examples`; got none"
-                )
+        if data is not None:
+            self._check(data)
+        elif generator is not None:
             data = shared_kernel(generator, examples, others, self.pairing, method, out, progress)
             symmetric = others is None
-        self.generator = generator
-        self.data = self._checked_data(data)
+        else:
+            raise ValueError(f"{type(self).__name__} needs a `generator` to compute its data from `examples`; got none")
+        self.generator, self.data = generator, data
         square = self.size()[1] == self.size()[3]
         if symmetric and not square:
             raise ShapeError(f"a kernel of size {self.size()} is not symmetric; leave out symmetric=True")
         self._symmetric = square if symmetric is None else symmetric
         self._kept: dict[Hashable, Any] = {}
 
-    def _checked_data(self, data: Tensor) -> Tensor:
+    def _check(self, data: Tensor) -> None:
         if not isinstance(data, Tensor) or not self._fits(data.shape):
             given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
             raise ShapeError(f"the data of a {type(self).__name__} are a tensor of shape {self._form}, got {given}")
         if not all_finite(data):
             raise NonFiniteError(f"the data of a {type(self).__name__} have NaN or infinite entries")
-        return data
 
     _form: ClassVar[str]
     """The shape of the data, for messages."""
