@@ -72,8 +72,12 @@ class Subject:
     def ratio(self, call: Callable[[], object], repeats: int = 9) -> float:
         """The time of a call in gradient passes: the median of neighbouring measurements, after one call to warm up."""
         call()
+        return median(self.seconds(call) / self.unit() for _ in range(repeats))
+
+    def unit(self) -> float:
+        """The time of a gradient pass; the first one after a large call would pay for what that drove out of the caches."""
         self.gradient_pass()
-        return median(self.seconds(call) / self.seconds(self.gradient_pass) for _ in range(repeats))
+        return min(self.seconds(self.gradient_pass) for _ in range(3))
 
     def seconds(self, call: Callable[[], object]) -> float:
         """The time of one call."""
