@@ -10,6 +10,7 @@ from nngeo_generators.chunking import (
     Footprint,
     Graph,
     choose_chunks,
+    choose_part,
     measure,
 )
 
@@ -67,3 +68,18 @@ def test_gradients_on_their_way_count(budget: int, expected: Chunks) -> None:
 
 def test_gradients_beside_the_calls_make_no_tensor_larger() -> None:
     assert measure([(3, 10), (5, 2)], beside=7) == Footprint(8, 19, 5, 10)
+
+
+@pytest.mark.parametrize(("one", "device", "keeps_graph", "expected"), [
+    (Graph(total=2**19, largest=2**16), CPU, False, 64),
+    (Graph(total=2**19, largest=2**16), CPU, True, 48),
+    (Graph(total=2**23, largest=2**16), CPU, True, 16),
+    (Graph(total=2**19, largest=2**16), ACCELERATOR, True, 682),
+    (Graph(total=2**40, largest=2**30), CPU, True, 1),
+    (Graph(total=0, largest=0), CPU, True, 12 * 2**20),
+])  # fmt: skip
+def test_graphs_are_cut_while_their_tensors_stay_large(
+    one: Graph, device: torch.device, keeps_graph: bool, expected: int
+) -> None:
+    """A third of 12 MiB for the largest tensor, 24 MiB for a graph, but 1 MiB at least for its largest tensor."""
+    assert choose_part(one, device, 2**30, keeps_graph) == expected

@@ -16,8 +16,8 @@ __all__ = [
     "Graph",
     "IN_FLIGHT",
     "choose_chunks",
+    "choose_part",
     "keep_freed_memory",
-    "largest_tensor",
     "measure",
     "measure_graph",
     "signed_blocks",
@@ -36,6 +36,12 @@ IN_FLIGHT = 2
 
 LARGEST_TENSOR = {"cpu": 12 * 2**20}
 """Bytes of the largest tensor of a backward pass, by device type: beyond, a CPU spends its time in page faults."""
+
+LARGEST_GRAPH = 24 * 2**20
+"""Bytes of a graph on a CPU that stay in its last cache, and whose pages need not be fetched anew."""
+
+WORTH_CUTTING = 2**20
+"""Bytes that the largest tensor of a graph keeps when that is cut: small products would cost more than it saves."""
 
 LARGEST_BLOCK = 31 * 2**20
 """Bytes of a block whose release glibc heeds: it ignores those of 32 MiB and more."""
@@ -114,9 +120,28 @@ def measure(calls: Iterable[tuple[int, int]], beside: int = 0) -> Footprint:
     return Footprint(sum(inputs), sum(gradients) + beside, max(inputs), max(gradients))
 
 
-def largest_tensor(device: torch.device, memory_budget: int) -> int:
+def _largest_tensor(device: torch.device, memory_budget: int) -> int:
     """Bytes that one tensor of a pass should take at most."""
     return min(memory_budget, LARGEST_TENSOR.get(device.type, memory_budget))
+
+
+def choose_part(one: Graph, device: torch.device, memory_budget: int, keeps_graph: bool) -> int:
+    """How many examples of a product are run at once.
+
+    Three graphs fit the budget, and three of the largest tensor the cache: the tensor, its tangent, and what is computed from
+    both. On a CPU a graph that is kept for a backward pass is cut further, as long as its tensors stay large.
+
+    Args:
+        one: The graph of one example.
+        device: Where the model is.
+        memory_budget: In bytes.
+        keeps_graph: Whether there is a backward pass.
+    """
+    largest = _largest_tensor(device, memory_budget)
+    most = min(largest // max(1, 3 * one.largest), memory_budget // max(1, 3 * one.total))
+    if keeps_graph and device.type in LARGEST_TENSOR:
+        most = min(most, max(LARGEST_GRAPH // max(1, one.total), WORTH_CUTTING // max(1, one.largest)))
+    return max(1, most)
 
 
 def choose_chunks(
@@ -129,7 +154,7 @@ def choose_chunks(
     and batches are joined only as far as their graph fits the budget as well.
     """
     one_direction = one.gradients + (IN_FLIGHT * graph.largest if graph else 0)
-    most, each = largest_tensor(device, memory_budget), one.inputs + directions * one_direction
+    most, each = _largest_tensor(device, memory_budget), one.inputs + directions * one_direction
     examples = min(most // max(1, one.largest_input, directions * one.largest_gradient), memory_budget // max(1, each))
     if examples >= 1:
         joined = min(examples, memory_budget // max(1, each + graph.total)) if graph else 1

@@ -23,8 +23,8 @@ from nngeo_generators.chunking import (
     Chunks,
     Graph,
     choose_chunks,
+    choose_part,
     keep_freed_memory,
-    largest_tensor,
     measure_graph,
     signed_blocks,
 )
@@ -289,11 +289,10 @@ class HooksGenerator(Generator):
         self._batched = self._batched if batched is None else batched
         self._chunks.clear()
 
-    def _inspected_parts(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
+    def _inspected_parts(self, batches: Iterable[Batch], keeps_graph: bool) -> Iterator[tuple[Part, int]]:
         """The batches for a product, large ones cut, each with how many examples it may be joined to.
 
-        Three graphs of a part fit the budget, and three of its largest tensor the cache: the tensor, its tangent, and what is
-        computed from both. The first batch is checked not to mix examples, which is then taken to hold for the others.
+        The first batch is checked not to mix examples, which is then taken to hold for the others.
         """
         keep_freed_memory(self.device, self._budget)
         for part, state in self._numbered(batches):
@@ -305,23 +304,27 @@ class HooksGenerator(Generator):
                 check_examples(self._network, sample, outputs)
                 self._inspected = (state, n > 1)
                 self._sound.clear()
-            graph = self._graph(part)
-            largest, budget = largest_tensor(self.device, self._budget), self._budget
-            most = max(1, min(largest // max(1, 3 * graph.largest), budget // max(1, 3 * graph.total)))
+            most = choose_part(self._graph(part), self.device, self._budget, keeps_graph)
             for some in blocks(n, 1, most):
                 yield part if some.stop - some.start == n else part.select(some), self._joined(most)
 
+    def _parts(self, batches: Iterable[Batch], keeps_graph: bool) -> Iterator[Part]:
+        return join(self._inspected_parts(batches, keeps_graph))
+
     def _jvp(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return push_forward(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
+        parts = self._parts(batches, keeps_graph=False)
+        return push_forward(self, self._network, v, parts, self._ways, self._sound)
 
     def _vjp(self, u: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return pull_back(self, self._network, u, join(self._inspected_parts(batches)))
+        return pull_back(self, self._network, u, self._parts(batches, keeps_graph=True))
 
     def _product(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_product(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
+        parts = self._parts(batches, keeps_graph=True)
+        return fisher_product(self, self._network, v, parts, self._ways, self._sound)
 
     def _quadratic_form(self, v: Tensor, batches: Iterable[Batch]) -> Tensor:
-        return fisher_form(self, self._network, v, join(self._inspected_parts(batches)), self._ways, self._sound)
+        parts = self._parts(batches, keeps_graph=False)
+        return fisher_form(self, self._network, v, parts, self._ways, self._sound)
 
 
 def _change(layers: LayerCollection, capture: Capture, directions: Tensor, v: Tensor, keep_graph: bool) -> Tensor:
