@@ -30,7 +30,8 @@ class BlockDiagAccumulator(Accumulator):
         """Add each layer's block; a layer that was not called adds nothing."""
         for layer_id, layer in self.layer_collection.items():
             if layer_id in batch.layers:
-                self.add(layer_id, batch.sign * batch.layers[layer_id].second_moment().to(batch.dtype))
+                moment = batch.layers[layer_id].second_moment().to(batch.dtype)
+                self.add(layer_id, moment if batch.sign > 0 else moment.neg_())
             elif layer_id not in self.sums:
                 d = layer.numel()
                 self.sums[layer_id] = torch.zeros(d, d, dtype=batch.dtype, device=batch.device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.jacobians.layout import KroneckerFactors, KroneckerLayout
+from nngeo_core.linear_algebra.symmetric import add_gram_, mirror_
 
 __all__ = ["LayerJacobian"]
 
@@ -110,9 +111,11 @@ class LayerJacobian(ABC):
         return self.to_dense().square().sum()
 
     def second_moment(self) -> Tensor:
-        """J^T J, shape (d, d)."""
+        """J^T J, shape (d, d), of which half is computed."""
         rows = self.to_dense().flatten(0, 1)
-        return rows.T @ rows
+        half = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_gram_(half, rows)
+        return mirror_(half)
 
     def gram(self, other: "LayerJacobian") -> Tensor:
         """J J'^T with another Jacobian of the same layer, shape (c, n, c', n')."""
