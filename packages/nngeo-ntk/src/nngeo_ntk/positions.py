@@ -79,8 +79,8 @@ class _OnePosition(Positions):
     """Without groups and positions, the Gram matrix of the inputs (n, m) being there: one product of gradients a tile."""
 
     def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
-        super().__init__(inputs, size, g, other)
-        whole = inputs(slice(0, g.shape[1]), slice(0, other.shape[1])) if self.whole is None else self.whole
+        whole = inputs(slice(0, g.shape[1]), slice(0, other.shape[1]))
+        super().__init__(lambda rows, columns: whole[:, rows, :, columns], size, g, other)
         self.pairs = whole[0, :, 0, :, 0]
         self.rows, self.columns = g[:, :, 0, 0], other[:, :, 0, 0]
 
