@@ -17,7 +17,7 @@ from benchmarks.networks import convnet, mlp, random_inputs
 from benchmarks.peers import timing
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.problem import Problem
-from benchmarks.peers.timing import interleaved, plain, ratio
+from benchmarks.peers.timing import interleaved, ratio, warmed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def row(title: str, problem: Problem, name: str, repetitions: int) -> str:
     """One line of the table."""
     bare = floor(problem, name)
     assert bare is not None, name
-    operations = {"ours": Ours(problem).operation(name), "floor": bare, "gradient": plain(problem.gradient_pass)}
+    operations = {"ours": Ours(problem).operation(name), "floor": bare, "gradient": warmed(problem.gradient_pass)}
     for operation in operations.values():
         operation.run()
     times = interleaved(operations, repetitions, limit=float("inf"))

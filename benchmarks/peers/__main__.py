@@ -18,9 +18,9 @@ from benchmarks.peers.agreement import TOLERANCE, Entry, compared
 from benchmarks.peers.defects import measured_defects
 from benchmarks.peers.libraries import LIBRARIES
 from benchmarks.peers.memory import peak_alone
-from benchmarks.peers.problem import Operation, Problem
+from benchmarks.peers.problem import Problem
 from benchmarks.peers.report import Row, machine, write
-from benchmarks.peers.timing import interleaved, ratio
+from benchmarks.peers.timing import interleaved, ratio, warmed
 from benchmarks.peers.workloads import WORKLOADS, Workload
 from benchmarks.solve_floors import decompositions, solve_floor
 
@@ -33,8 +33,7 @@ def measured(problem: Problem, workload: Workload, name: str, libraries: dict[st
     timed = {title: one.operation for title, one in entries.items() if one.operation is not None}
     bare = {"floor": floor(problem, name) or solve_floor(problem, name), "eigh": decompositions(problem, name)}
     timed |= {title: operation for title, operation in bare.items() if operation is not None}
-    warm = Operation(problem.gradient_pass, lambda found: found, prepare=problem.gradient_pass)
-    times = interleaved({"unit": warm, **timed}, options.repetitions, options.limit)
+    times = interleaved({"unit": warmed(problem.gradient_pass), **timed}, options.repetitions, options.limit)
     unit = times.pop("unit")
     found = {title: _found(one, times.get(title), unit) for title, one in entries.items()}
     if options.memory:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import median
 
 from benchmarks.peers.problem import Operation
@@ -45,3 +46,8 @@ def ratio(times: list[float], unit: list[float]) -> float:
 def plain(run: Callable[[], object]) -> Operation:
     """An operation without numbers."""
     return Operation(run, lambda found: found)  # type: ignore[arg-type,return-value]
+
+
+def warmed(run: Callable[[], object]) -> Operation:
+    """An operation without numbers, run once untimed before each run: after a large one caches are cold."""
+    return replace(plain(run), prepare=run)

@@ -31,7 +31,7 @@ def test_a_tied_parameter_is_swapped_in_all_its_places() -> None:
 
 
 def test_a_module_registered_twice_gets_its_own_parameters_back() -> None:
-    """Each place is swapped once: a second time would take the replacement for the original."""
+    """`functional_call` with tied weights leaves the replacement in the model."""
     shared = nn.Linear(1, 1, bias=False)
     weight, model = shared.weight, nn.Sequential(shared, shared)
     swapped = {"0.weight": torch.tensor([[3.0]])}

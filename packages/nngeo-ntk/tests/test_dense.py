@@ -47,7 +47,6 @@ def test_a_kernel_that_overflows_is_refused(representation: str, crossed: bool) 
 
 def test_a_kernel_that_overflows_beside_its_diagonal_is_refused() -> None:
     """Per-example gradients pushed through the layer overflow on the way."""
-
     x, model = torch.tensor([[1.0, 1e10], [1e30, 1e-30]]), nn.Linear(1, 1, bias=False)
 
     def scaled(x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nngeo_core.sweep.examples import Batch
 
@@ -15,7 +16,8 @@ def call_with(
 ) -> Any:
     """What a module returns with some of its parameters replaced, wherever they are used.
 
-    Unlike `torch.func.functional_call` this looks each module up once, which counts for small models.
+    Each place of a parameter is named once: `functional_call` itself would name those of a module that is registered
+    twice twice, and then put a replacement back as the original.
 
     Args:
         module: The module; it is as before afterwards.
@@ -24,20 +26,13 @@ def call_with(
         keywords: Keyword arguments of the call.
     """
     names: dict[Tensor, str] = {}
-    swapped: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
+    swapped = {}
     for path, part in module.named_modules():
         for local, parameter in part._parameters.items():
-            if parameter is not None:
-                name = names.setdefault(parameter, f"{path}.{local}" if path else local)
-                if name in parameters:
-                    swapped.append((part._parameters, local, parameter, parameters[name]))
-    try:
-        for held, local, _, replacement in swapped:
-            held[local] = replacement
-        return module(*arguments, **keywords)
-    finally:
-        for held, local, parameter, _ in swapped:
-            held[local] = parameter
+            place = f"{path}.{local}" if path else local
+            if parameter is not None and names.setdefault(parameter, place) in parameters:
+                swapped[place] = parameters[names[parameter]]
+    return functional_call(module, swapped, tuple(arguments), dict(keywords), tie_weights=False)
 
 
 class Network(nn.Module):

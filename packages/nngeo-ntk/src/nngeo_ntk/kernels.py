@@ -27,10 +27,10 @@ Buffer: TypeAlias = Tensor | numpy.ndarray[Any, Any]
 
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 
-MIRROR = {4: (2, 3, 0, 1), 3: (0, 2, 1), 2: (1, 0)}
+TURNED = {4: (2, 3, 0, 1), 3: (0, 2, 1), 2: (1, 0)}
 """The order of the axes of a mirror image, by how many there are."""
 
-MIRRORED = 64
+STRIP = 64
 """Columns of a mirrored tile that are copied together."""
 
 
@@ -208,7 +208,7 @@ def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], sour
 def _mirror(out: Tensor, rows: Place, columns: Place, tile: Tile) -> None:
     """Put what a tile holds beyond its own part, which is its own mirror image, on the other side of the diagonal."""
     columns, values = _beyond_own(columns, tile.values, tile.own)
-    mirrored, values = out[_entries(out.ndim, columns, rows)], values.permute(MIRROR[out.ndim]).to(out.device)
+    mirrored, values = out[_entries(out.ndim, columns, rows)], values.permute(TURNED[out.ndim]).to(out.device)
     if out.ndim == 2:
         mirrored += values
     else:
@@ -238,7 +238,7 @@ def _beyond_own(columns: Place, values: Tensor, own: Place | None) -> tuple[Plac
 
 def _copy_mirrored(place: Tensor, mirrored: Tensor) -> None:
     """Copy in strips of the last axis, whose neighbours are far apart in memory: a long one would not stay in the cache."""
-    for strip in blocks(place.shape[-1], 1, MIRRORED):
+    for strip in blocks(place.shape[-1], 1, STRIP):
         place[..., strip] = mirrored[..., strip]
 
 

@@ -175,9 +175,7 @@ class OperatorGenerator(ABC):
 
     def _dtype(self) -> torch.dtype:
         """The dtype of products: that of the parameters, at least float32."""
-        dtypes = {parameter.dtype for parameter in self.model.parameters()}
-        if len(dtypes) > 1:  # the layers may have fewer; matching them to the model is left out where it can be
-            dtypes = {parameter.dtype for _, parameter in self.layer_collection.named_parameters(self.model)}
+        dtypes = {parameter.dtype for _, parameter in self.layer_collection.named_parameters(self.model)}
         return result_dtype(reduce(torch.promote_types, dtypes))
 
     def blocks(self, places: Sequence[slice], examples: Any) -> list[Tensor]:
