@@ -16,11 +16,16 @@ from nngeo_ntk.tiles import tiles
 DTYPE = torch.float64
 
 
-def jacobians(c: int, n: int, seed: int) -> tuple[LayerJacobian, LayerJacobian]:
+def jacobians(c: int, n: int, seed: int) -> tuple[KroneckerJacobian, LayerJacobian]:
     source = torch.Generator().manual_seed(seed)
     a, x = (torch.randn(n, 1, *shape, dtype=DTYPE, generator=source) for shape in ((1, 4), (3,)))
     g, h = (torch.randn(c, n, 1, *shape, dtype=DTYPE, generator=source) for shape in ((1, 5), (3,)))
     return KroneckerJacobian(a, g, KroneckerLayout(1, 5, 4, True)), ScaleShiftJacobian(x, h, True)
+
+
+def of_a_last_layer(jacobian: KroneckerJacobian) -> KroneckerJacobian:
+    """With the first example's output gradients for all."""
+    return KroneckerJacobian(jacobian.a, jacobian.g[:, :1].expand_as(jacobian.g), jacobian.layout)
 
 
 def chunk(layers: dict[str, Kept], c: int, n: int) -> Chunk:
@@ -34,7 +39,7 @@ def combined(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
 
 
 @pytest.mark.parametrize("pairing", ["all", "equal", "summed"])
-@pytest.mark.parametrize("kinds", ["structured", "gradients", "both"])
+@pytest.mark.parametrize("kinds", ["structured", "gradients", "same", "all"])
 @pytest.mark.parametrize(("c", "n", "m"), [(1, 9, 9), (3, 9, 4), (3, 1, 2), (5, 2, 7)])
 @pytest.mark.parametrize(("rows", "size"), [(128, 2**21), (2, 100), (4, 1)])
 def test_tiles_cover_the_kernel(
@@ -45,12 +50,13 @@ def test_tiles_cover_the_kernel(
     sides = []
     for count, seed in ((n, 0), (m, 1)):
         one, other = jacobians(c, count, seed)
-        kept: dict[str, Kept] = {"structured": one, "gradients": gradient_rows(other, DTYPE)}
-        names = ["structured", "gradients"] if kinds == "both" else [kinds]
-        dense = torch.cat([{"structured": one, "gradients": other}[name].to_dense() for name in names], 2)
+        jacobian = {"structured": one, "gradients": other, "same": of_a_last_layer(one)}
+        kept: dict[str, Kept] = {**jacobian, "gradients": gradient_rows(other, DTYPE)}
+        names = list(jacobian) if kinds == "all" else [kinds]
+        dense = torch.cat([jacobian[name].to_dense() for name in names], 2)
         sides.append((chunk({name: kept[name] for name in names}, c, count), dense))
     (first, left), (second, right) = sides
-    layers = ("structured", "gradients")
+    layers = ("structured", "gradients", "same")
     for partner, dense in ((second, right), (first, left)):
         expected = combined(left, dense, pairing)
         found, seen = torch.zeros_like(expected), torch.zeros_like(expected)

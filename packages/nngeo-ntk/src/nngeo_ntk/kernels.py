@@ -249,7 +249,8 @@ def _own_part(values: Tensor, own: Place) -> Tensor:
 def _symmetrize_(values: Tensor, own: Place) -> None:
     """Make the part of a tile that holds both halves exactly symmetric."""
     square = _own_part(values, own)
-    square.copy_((square + (square.permute(2, 3, 0, 1) if values.ndim == 4 else square.mT)).mul_(0.5))
+    turned = square.permute(TURNED[values.ndim]).clone(memory_format=torch.contiguous_format)
+    square.add_(turned).mul_(0.5)
 
 
 def _shown(

@@ -16,8 +16,8 @@ from nngeo_ntk.shelf import Chunk
 
 __all__ = ["Tile", "tiles"]
 
-ROWS = 128
-"""Rows of a tile: fewer make its products less efficient, more compute more of both symmetric halves."""
+ROWS = 256
+"""Rows of a tile: fewer make more tiles, each with calls of its own; more compute more of both symmetric halves."""
 
 TILE_BYTES = 2 * 2**20
 """Bytes of a tile, unless one row of examples takes more: what is added up and mirrored should not leave the cache."""
