@@ -95,17 +95,10 @@ def kernels(subject: Subject, kernel: Kernel, folder: Path) -> dict[str, FMat]:
         if not path.exists():
             _load(subject, folder, point)
             with timed(folder, f"kernel at {point}"):
-                _kernel(subject, kernel).save(path)
+                made = GramMatrix(subject.model, kernel.examples, function=kernel.function, progress=True)
+                made.save(path)
         found[point] = FMat.load(path)
     return found
-
-
-def _kernel(subject: Subject, kernel: Kernel) -> FMat:
-    """Unchecked: a network as it is initialised may give nearly equal logits, whose difference is all rounding.
-
-    The comparison has checked the same network with all of its logits.
-    """
-    return GramMatrix(subject.model, kernel.examples, function=kernel.function, progress=True, check="off")
 
 
 def snapshots(found: Sequence[FMat], labels: torch.Tensor) -> list[KernelSnapshot]:

@@ -64,3 +64,13 @@ def test_the_model_keeps_its_mode() -> None:
     network = Network(model, model)
     network(torch.ones(1, 1))
     assert not model.training and not model[0].training
+
+
+def test_all_is_in_float64_for_the_call_only() -> None:
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.BatchNorm1d(4)).eval()
+    batch = (torch.tensor([[0, 2], [1, 1]]), torch.ones(2, 4))
+    network = Network(model, lambda batch: model(batch[0]) * batch[1])
+    found = network.in_float64(batch)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found.float(), network(batch))
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}

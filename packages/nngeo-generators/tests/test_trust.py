@@ -101,6 +101,41 @@ def test_mixing_examples_is_refused(mix: Callable[[Tensor], Tensor], build: Buil
     assert message.startswith("an example's outputs differ with the others in its batch: the model mixes examples")
 
 
+def rounded(outputs: Tensor) -> Tensor:
+    """In float32, outputs off by as much as a batch's size says, as differences of nearly equal logits are by rounding."""
+    return outputs + 1e-3 * len(outputs) if outputs.dtype == torch.float32 else outputs
+
+
+NETWORK = {"first": nn.Linear(3, 4), "norm": nn.BatchNorm1d(4), "last": nn.Linear(4, 2)}
+
+
+def logits(net: Any, x: Tensor) -> Tensor:
+    found: Tensor = net.last(net.norm(net.first(x)))
+    return found
+
+
+def test_outputs_that_differ_by_rounding_alone_mix_nothing(build: Build) -> None:
+    model = build(lambda net, x: rounded(logits(net, x)), **NETWORK).float().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = HooksGenerator(model, "regression")
+    layers = generator.layer_collection
+    found = generator.jacobian(X.float()).to_dense({name: layer.numel() for name, layer in layers.items()})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    names = [name for name, _ in layers.named_parameters(model)]
+    assert relative_error(found, output_jacobian(model, X.float(), names)) < 1e-5
+
+
+@pytest.mark.parametrize("mix", [lambda f: f - f.mean(0), lambda f: f.cumsum(0)], ids=["mean", "sum"])
+def test_mixing_them_is_refused_all_the_same(mix: Callable[[Tensor], Tensor], build: Build) -> None:
+    model = build(lambda net, x: mix(rounded(logits(net, x))), **NETWORK).float().eval()
+    assert "the model mixes examples" in refusal(model, X.float())
+
+
+def test_what_cannot_run_in_float64_is_refused(build: Build) -> None:
+    model = build(lambda net, x: rounded(net.last(net.first(x).float())), **NETWORK).float().eval()
+    assert "the model mixes examples" in refusal(model, X.float())
+
+
 def test_mixing_is_found_when_the_first_batch_has_one_example(
     build: Build, dense_fisher: Callable[..., Tensor]
 ) -> None:

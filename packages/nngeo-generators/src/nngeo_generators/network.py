@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nngeo_core.sweep.examples import Batch
+from nngeo_core.sweep.examples import Batch, map_tensors
 
 __all__ = ["Network", "call_with"]
 
@@ -14,24 +14,24 @@ __all__ = ["Network", "call_with"]
 def call_with(
     module: nn.Module, parameters: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> Any:
-    """What a module returns with some of its parameters replaced, wherever they are used.
+    """What a module returns with some of its parameters and buffers replaced, wherever they are used.
 
-    Each place of a parameter is named once: `functional_call` itself would name those of a module that is registered
+    Each place of a tensor is named once: `functional_call` itself would name those of a module that is registered
     twice twice, and then put a replacement back as the original.
 
     Args:
         module: The module; it is as before afterwards.
-        parameters: Replacements, by (first) name in `module.named_parameters()`.
+        parameters: Replacements, by (first) name in `module.named_parameters()` or `module.named_buffers()`.
         arguments: Positional arguments of the call.
         keywords: Keyword arguments of the call.
     """
     names: dict[Tensor, str] = {}
     swapped = {}
     for path, part in module.named_modules():
-        for local, parameter in part._parameters.items():
+        for local, held in (*part._parameters.items(), *part._buffers.items()):
             place = f"{path}.{local}" if path else local
-            if parameter is not None and names.setdefault(parameter, place) in parameters:
-                swapped[place] = parameters[names[parameter]]
+            if held is not None and names.setdefault(held, place) in parameters:
+                swapped[place] = parameters[names[held]]
     return functional_call(module, swapped, tuple(arguments), dict(keywords), tie_weights=False)
 
 
@@ -53,7 +53,18 @@ class Network(nn.Module):
         return self.outputs(batch)
 
     def with_parameters(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The outputs with the named parameters of the model replaced."""
+        """The outputs with the named parameters, or buffers, of the model replaced."""
         swapped = {f"model.{name}": tensor for name, tensor in parameters.items()}
         outputs: Tensor = call_with(self, swapped, (batch,), {})
         return outputs
+
+    def in_float64(self, batch: Batch) -> Tensor:
+        """The outputs with parameters, buffers and the batch in float64."""
+        held = (*self.model.named_parameters(), *self.model.named_buffers())
+        return self.with_parameters(
+            {name: _in_float64(tensor.detach()) for name, tensor in held}, map_tensors(batch, _in_float64)
+        )
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
