@@ -136,6 +136,10 @@ def test_what_is_no_scalar_is_refused(factor: object, name: str) -> None:
         _scalar() * factor  # type: ignore[operator]
 
 
+def test_two_matrices_are_multiplied() -> None:
+    assert torch.equal((_scalar() @ _scalar()).get_dense_tensor(), _scalar().mm(_scalar()).get_dense_tensor())
+
+
 def test_combinations_forget_the_number_of_examples_and_keep_the_generator() -> None:
     generator = registry.generator("hooks")(nn.Linear(2, 1), registry.likelihood("regression")())
     matrix = PMatScalar(generator, examples=torch.ones(4, 2))

@@ -168,3 +168,16 @@ def test_what_a_module_notes_of_its_calls_is_as_before() -> None:
         model.last, model.new = torch.ones(1), 3
         model.seen.append("and this")
     assert model.last is None and not hasattr(model, "new") and model.seen == ["kept", "and this"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_replaced_and_added_parameters_are_as_before(fails: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    before = dict(model[0]._parameters)
+    with suppress(ZeroDivisionError), undisturbed(model, CPU):
+        model[0].weight = nn.Parameter(torch.zeros(1, 2))
+        model[0].bias = nn.Parameter(torch.zeros(1))
+        model[0].register_parameter("late", nn.Parameter(torch.zeros(1)))
+        if fails:
+            raise ZeroDivisionError
+    assert dict(model[0]._parameters) == before and model[0].weight is before["weight"]

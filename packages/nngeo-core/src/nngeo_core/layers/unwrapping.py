@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -23,7 +24,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model that is inside `DistributedDataParallel`, which is not asked to reduce anything; any other model itself.
 
     Raises:
-        UnsupportedOperationError: The model's parameters are in pieces on several processes, as under FSDP.
+        UnsupportedOperationError: The model's parameters are in pieces on several processes, as under FSDP, or a module with
+            parameters was compiled by `torch.jit.script`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -33,9 +35,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     model = inside(model)
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # what was not imported was not used
     kinds = tuple(filter(None, (getattr(fsdp, name, None) for name in ("FullyShardedDataParallel", "FSDPModule"))))
-    for path, module in model.named_modules() if kinds else ():
+    for path, module in model.named_modules():
         if isinstance(module, kinds):
             raise _in_pieces(f"module '{path}' is sharded by FSDP")
+        compiled = isinstance(module, torch.jit.RecursiveScriptModule)  # type: ignore[attr-defined]
+        if compiled and any(True for _ in module.parameters()):
+            raise UnsupportedOperationError(
+                f"module '{path}' was compiled by torch.jit.script, so that its calls cannot be seen; give the module that it "
+                "was compiled from, with the same parameters (load_state_dict)"
+            )
     check_whole(model.named_parameters())
     return model
 

@@ -76,9 +76,11 @@ class PMat(MatrixArithmetic, SpectralOperations):
     def __matmul__(self, v: PVector) -> PVector: ...
     @overload
     def __matmul__(self, v: Tensor) -> Tensor: ...
-    def __matmul__(self, v: PVector | Tensor) -> PVector | Tensor:
-        """`M @ v` is `M.mv(v)`."""
-        return self.mv(v)
+    @overload
+    def __matmul__(self, v: "PMat") -> Any: ...
+    def __matmul__(self, v: "PVector | Tensor | PMat") -> Any:
+        """`M @ v` is `M.mv(v)`, and `M @ N` of two matrices `M.mm(N)`."""
+        return self.mm(v) if isinstance(v, PMat) else self.mv(v)
 
     def vTMv(self, v: PVector) -> Tensor:
         """The quadratic form v^T M v, 0-dimensional, differentiable with respect to v.

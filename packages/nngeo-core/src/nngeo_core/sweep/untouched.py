@@ -18,11 +18,11 @@ __all__ = ["undisturbed"]
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a computation that leaves no trace, whatever mode the caller is in and also when an exception ends it.
 
-    Restored on leaving: the model's buffers, what its modules note of their calls, and the global random states of torch (CPU
-    and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global generator, and data sets draw
-    augmentations from any of them.) A caller's `inference_mode` is left for the duration, so that results can take part in
-    autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model. Compiled models run as they
-    were written: hooks, forward mode and vmap do not reach into compiled code.
+    Restored on leaving: the model's buffers, which parameters it has, what its modules note of their calls, and the global
+    random states of torch (CPU and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global
+    generator, and data sets draw augmentations from any of them.) A caller's `inference_mode` is left for the duration, so
+    that results can take part in autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model.
+    Compiled models run as they were written: hooks, forward mode and vmap do not reach into compiled code.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -62,29 +62,28 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """What modules note of their last call, such as attention weights, would keep graphs alive or belong to vmap."""
-    kept = [(vars(module), dict(vars(module))) for module in modules]
+    """Put back what modules note of their last call, such as attention weights: it would keep graphs alive or belong to vmap.
+
+    And parameters and buffers that were replaced or added; TorchScript's are in no dictionary, and cannot be.
+    """
+    places = [place for module in modules for place in (vars(module), module._parameters, module._buffers)]
+    kept = [(place, dict(place)) for place in places if isinstance(place, dict)]
     try:
         yield
     finally:
-        for attributes, before in kept:
-            attributes.clear()
-            attributes.update(before)
+        for place, before in kept:
+            place.clear()
+            place.update(before)
 
 
 @contextmanager
 def _restored_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Copy every buffer; on leaving, put back the ones that were written to, replaced or added."""
-    kept = [(module._buffers, dict(module._buffers)) for module in modules]
-    copies = [
-        (buffer, buffer.detach().clone()) for _, buffers in kept for buffer in buffers.values() if buffer is not None
-    ]
+    """Copy every buffer; on leaving, put the numbers back into those that were written to."""
+    buffers = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    copies = [(buffer, buffer.detach().clone()) for buffer in buffers]
     try:
         yield
     finally:
-        for buffers, before in kept:
-            buffers.clear()
-            buffers.update(before)
         for buffer, values in copies:
             if not torch.equal(buffer, values):  # version counters do not see writes to `.data`
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():

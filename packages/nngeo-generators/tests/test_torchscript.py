@@ -1,0 +1,60 @@
+"""TorchScript: traced modules and compiled ones without parameters are exact; others are refused by name."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nngeo_core import UnsupportedOperationError
+from nngeo_core.testing import output_jacobian, relative_error
+from nngeo_generators import HooksGenerator
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+
+X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = (nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    return nn.Sequential(*parts).double().eval()
+
+
+def with_part(place: int, part: nn.Module) -> nn.Sequential:
+    model = plain()
+    model[place] = part
+    return model
+
+
+MODELS = {
+    "compiled activation": lambda: with_part(2, torch.jit.script(nn.Tanh())),
+    "traced layer": lambda: with_part(0, torch.jit.trace(plain()[0], X)),
+    "traced model": lambda: torch.jit.trace(plain(), X),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_was_traced_is_exact_and_stays(kind: str) -> None:
+    model = MODELS[kind]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = HooksGenerator(model, "regression")
+    layers = generator.layer_collection
+    found = generator.jacobian(X).to_dense({name: layer.numel() for name, layer in layers.items()})
+    names = [name for name, _ in layers.named_parameters(model)]
+    assert sorted(names) == sorted(name for name, _ in plain().named_parameters())
+    assert relative_error(found, output_jacobian(plain(), X, names)) < 1e-12
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("place", "path"), [(None, ""), (0, "0")])
+def test_compiled_layers_are_refused(place: int | None, path: str) -> None:
+    model = torch.jit.script(plain()) if place is None else with_part(place, torch.jit.script(plain()[place]))
+    with pytest.raises(UnsupportedOperationError, match=rf"module '{path}' was compiled by torch.jit.script"):
+        HooksGenerator(model, "regression")
+
+
+def test_products_of_a_traced_model() -> None:
+    model = torch.jit.trace(plain(), X)
+    generator, reference = HooksGenerator(model, "regression"), HooksGenerator(plain(), "regression")
+    v: Tensor = torch.randn(generator.layer_collection.numel(), dtype=torch.float64)
+    found, expected = generator.flat_product(v, X), reference.flat_product(v, X)
+    assert relative_error(found, expected) < 1e-12
