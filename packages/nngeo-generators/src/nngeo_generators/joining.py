@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nngeo_core.sweep.examples import Batch, example_shapes, map_tensors, select_examples
 
@@ -30,6 +31,11 @@ class Part:
         """The shapes of one example's tensors."""
         return example_shapes(self.batch)
 
+    @cached_property
+    def flat(self) -> tuple[list[Any], TreeSpec]:
+        """All that is in the batch, one by one, and how it is nested."""
+        return tree_flatten(self.batch)
+
     def select(self, chosen: slice) -> "Part":
         """Some of the examples."""
         return Part(select_examples(self.batch, chosen), self.numbers[chosen])
@@ -42,12 +48,13 @@ def join(arriving: Iterable[tuple[Part, int]]) -> Iterator[Part]:
         arriving: Each part with the number of examples that it may be joined to.
     """
     waiting: list[Part] = []
-    for part, most in arriving:
+    for arrived, most in arriving:
+        part = arrived if len(arrived.numbers) >= most else _kept(arrived)
         count = sum(len(other.numbers) for other in waiting) + len(part.numbers)
-        if waiting and (count > most or not _alike(waiting[0].batch, part.batch)):
+        if waiting and (count > most or not _alike(waiting[0], part)):
             yield _joined(waiting)
             waiting = []
-        waiting.append(part if len(part.numbers) >= most else _kept(part))
+        waiting.append(part)
     if waiting:
         yield _joined(waiting)
 
@@ -57,9 +64,9 @@ def _kept(part: Part) -> Part:
     return Part(map_tensors(part.batch, Tensor.clone), part.numbers)
 
 
-def _alike(first: Batch, second: Batch) -> bool:
+def _alike(first: Part, second: Part) -> bool:
     """Whether two batches differ in nothing but the values and the number of their examples."""
-    (leaves, structure), (others, other_structure) = tree_flatten(first), tree_flatten(second)
+    (leaves, structure), (others, other_structure) = first.flat, second.flat
     return structure == other_structure and all(_same_kind(*pair) for pair in zip(leaves, others, strict=True))
 
 
@@ -73,6 +80,6 @@ def _same_kind(first: object, second: object) -> bool:
 def _joined(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
-    columns, structures = zip(*(tree_flatten(part.batch) for part in parts), strict=True)
+    columns, structures = zip(*(part.flat for part in parts), strict=True)
     leaves = [torch.cat(some) if isinstance(some[0], Tensor) else some[0] for some in zip(*columns, strict=True)]
     return Part(tree_unflatten(leaves, structures[0]), tuple(number for part in parts for number in part.numbers))
