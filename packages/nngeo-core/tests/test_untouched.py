@@ -181,3 +181,11 @@ def test_replaced_and_added_parameters_are_as_before(fails: bool) -> None:
         if fails:
             raise ZeroDivisionError
     assert dict(model[0]._parameters) == before and model[0].weight is before["weight"]
+
+
+def test_modules_that_a_call_adds_or_replaces_are_as_before() -> None:
+    model = nn.Sequential(nn.Linear(2, 1))
+    first, names = model[0], list(model.state_dict())
+    with undisturbed(model, CPU):
+        model[0], model.extra = nn.Identity(), nn.Linear(1, 1)
+    assert model[0] is first and list(model.state_dict()) == names

@@ -56,6 +56,22 @@ def test_a_transposed_output_and_an_in_place_activation(build: Build, hooks: Hoo
     assert_exact(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(5, 2))), draw(4, 5, 3))
 
 
+def test_a_hook_that_writes_to_the_output_gradient(hooks: Hooks) -> None:
+    """Which must not share memory between examples."""
+    layer = nn.Linear(3, 2).double()
+
+    def masked(x: Tensor) -> Tensor:
+        outputs: Tensor = layer(x) * 1
+        if outputs.requires_grad:
+            outputs.register_hook(lambda gradient: gradient.masked_fill_(outputs < 0, 0))
+        return outputs
+
+    found = hooks(layer, likelihood="regression", function=masked).jacobian(draw(4, 3))
+    expected = hooks(nn.Sequential(layer, nn.ReLU()), likelihood="regression").jacobian(draw(4, 3))
+    dense = found.to_dense({"": 8}), expected.to_dense({"0": 8})
+    assert relative_error(*dense) < 1e-12 and dense[0].norm() > 0
+
+
 def test_an_output_that_another_one_is_computed_from(build: Build, hooks: Hooks) -> None:
     """Its own edge would receive what belongs to the other; a cell of an LSTM is one such module."""
 

@@ -74,3 +74,12 @@ def test_all_is_in_float64_for_the_call_only() -> None:
     assert found.dtype == torch.float64
     assert torch.allclose(found.float(), network(batch))
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_a_parameter_that_is_also_a_buffer_is_replaced_in_both_places() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(layer)
+    model.register_buffer("again", layer.weight)
+    network = Network(model, lambda batch: model(batch) + model.again)
+    assert network.with_parameters({"0.weight": torch.tensor([[3.0]])}, torch.full((1, 1), 2.0)).tolist() == [[9.0]]
+    assert model.again is layer.weight

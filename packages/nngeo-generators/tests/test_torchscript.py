@@ -58,3 +58,35 @@ def test_products_of_a_traced_model() -> None:
     v: Tensor = torch.randn(generator.layer_collection.numel(), dtype=torch.float64)
     found, expected = generator.flat_product(v, X), reference.flat_product(v, X)
     assert relative_error(found, expected) < 1e-12
+
+
+class Counting(nn.Module):
+    """Replaces its buffer in each call."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return x.tanh()
+
+
+def test_a_compiled_modules_buffer_is_as_before() -> None:
+    counting = torch.jit.script(Counting())
+    model = with_part(2, counting)
+    before = counting.calls
+    HooksGenerator(model, "regression").jacobian(X)
+    assert counting.calls is before and counting.calls == 0
+
+
+def test_frozen_parts_are_constants() -> None:
+    frozen = torch.jit.freeze(torch.jit.script(nn.Linear(4, 4).double().eval()))
+    model = with_part(2, frozen)
+    generator = HooksGenerator(model, "regression")
+    layers = generator.layer_collection
+    found = generator.jacobian(X).to_dense({name: layer.numel() for name, layer in layers.items()})
+    names = [name for name, _ in layers.named_parameters(model)]
+    assert relative_error(found, output_jacobian(model, X, names)) < 1e-12

@@ -1,5 +1,6 @@
 """What is refused, by name: models without a derivative of one example, and layers whose calls do not show it all."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -131,9 +132,33 @@ def test_mixing_them_is_refused_all_the_same(mix: Callable[[Tensor], Tensor], bu
     assert "the model mixes examples" in refusal(model, X.float())
 
 
-def test_what_cannot_run_in_float64_is_refused(build: Build) -> None:
-    model = build(lambda net, x: rounded(net.last(net.first(x).float())), **NETWORK).float().eval()
+def test_integers_as_they_lie_in_memory_are_told_from_mixing_too(build: Build) -> None:
+    model = build(lambda net, x: rounded(net.a(x.view(-1)).view(len(x), -1)), a=nn.Embedding(3, 2)).float()
+    tokens = torch.arange(8).view(4, 2) % 3
+    assert HooksGenerator(model, "regression").jacobian(tokens).n_examples == 4
+
+
+def insists(x: Tensor) -> Tensor:
+    assert x.dtype == torch.float32
+    return x
+
+
+@pytest.mark.parametrize("inner", [Tensor.float, insists], ids=["casts", "asserts"])
+def test_what_cannot_run_in_float64_is_refused(inner: Callable[[Tensor], Tensor], build: Build) -> None:
+    model = build(lambda net, x: rounded(net.last(inner(net.first(x)))), **NETWORK).float().eval()
     assert "the model mixes examples" in refusal(model, X.float())
+
+
+def test_not_a_number_in_float64_is_no_agreement(build: Build) -> None:
+    def mixes(net: Any, x: Tensor) -> Tensor:
+        found = logits(net, x)
+        return found - found.mean(0) if x.dtype == torch.float32 else found * math.nan
+
+    model = build(mixes, **NETWORK).float().eval()
+    generator = HooksGenerator(model, "regression")
+    v = random_pvector(generator.layer_collection)
+    with pytest.raises(UnsupportedLayerError, match="the model mixes examples"):
+        generator.jvp(v, X.float())
 
 
 def test_mixing_is_found_when_the_first_batch_has_one_example(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nngeo_core import GramMatrix, KroneckerJacobian
+from nngeo_core import GramMatrix
 from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.plugins import registry
 from nngeo_core.testing import MODELS, output_jacobian, relative_error
@@ -12,7 +12,7 @@ from nngeo_ntk.chunks import Source, pairs
 from nngeo_ntk.contract import Kept
 from nngeo_ntk.gradient_rows import GradientRows
 from nngeo_ntk.recorded import Recorded
-from nngeo_ntk.shelf import Arrived, Shelf
+from nngeo_ntk.shelf import Arrived
 
 
 def dense(kept: Kept) -> torch.Tensor:
@@ -29,28 +29,6 @@ def test_batches_of_one_kind_make_one_chunk(model: str) -> None:
     names = [name for names in generator.layer_collection.parameter_names.values() for name in names]
     whole = torch.cat([dense(first.layers[name]) for name in generator.layer_collection], 2)
     assert relative_error(whole, output_jacobian(case.model, case.inputs, names)) <= 1e-12
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_gradients_that_all_examples_share_stay_shared(scale: float) -> None:
-    """And are copied where those of the next batch are others."""
-    case = MODELS["mlp"]()
-    generator = registry.generator("hooks")(case.model, "regression")
-    shelf, expected = None, []
-    for start, factor in ((0, 1.0), (2, scale)):
-        batch = generator.jacobian(case.inputs[start : start + 2])
-        name, last = list(batch.layers.items())[-1]
-        assert isinstance(last, KroneckerJacobian)
-        last.g = last.g[:, :1].mul(factor).expand_as(last.g)
-        expected.append(last.to_dense())
-        arrived = Arrived(batch, start, "positions", "all", 4)
-        shelf = shelf or Shelf(arrived, 4)
-        shelf.put(arrived)
-    assert shelf is not None
-    found = shelf.chunk().layers[name]
-    assert isinstance(found, KroneckerJacobian)
-    assert (found.g.stride(1) == 0) == (scale == 1.0)
-    assert torch.equal(found.to_dense(), torch.cat(expected, 1))
 
 
 def test_batches_of_other_lengths_stand_apart() -> None:

@@ -24,8 +24,10 @@ def jacobians(c: int, n: int, seed: int) -> tuple[KroneckerJacobian, LayerJacobi
 
 
 def of_a_last_layer(jacobian: KroneckerJacobian) -> KroneckerJacobian:
-    """With the first example's output gradients for all."""
-    return KroneckerJacobian(jacobian.a, jacobian.g[:, :1].expand_as(jacobian.g), jacobian.layout)
+    """With the same output gradients for all examples, of which few are in the same outputs."""
+    c, n, s, q, width = jacobian.g.shape
+    units = torch.eye(c, width, dtype=DTYPE).view(c, 1, 1, 1, width)
+    return KroneckerJacobian(jacobian.a, units.expand(c, n, s, q, width).clone(), jacobian.layout)
 
 
 def chunk(layers: dict[str, Kept], c: int, n: int) -> Chunk:
@@ -60,7 +62,7 @@ def test_tiles_cover_the_kernel(
     for partner, dense in ((second, right), (first, left)):
         expected = combined(left, dense, pairing)
         found, seen = torch.zeros_like(expected), torch.zeros_like(expected)
-        for tile in tiles(first, partner, layers, None, pairing):
+        for tile in tiles(first, partner, layers, "positions" if kinds == "same" else None, pairing):
             (some, examples), (others, partners) = tile.rows, tile.columns
             place = {"all": (some, examples, others, partners), "equal": (some, examples, partners)}.get(
                 pairing, (examples, partners)

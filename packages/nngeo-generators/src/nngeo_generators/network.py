@@ -12,7 +12,7 @@ __all__ = ["Network", "call_with"]
 
 
 def call_with(
-    module: nn.Module, parameters: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]
+    module: nn.Module, replacements: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> Any:
     """What a module returns with some of its parameters and buffers replaced, wherever they are used.
 
@@ -21,17 +21,21 @@ def call_with(
 
     Args:
         module: The module; it is as before afterwards.
-        parameters: Replacements, by (first) name in `module.named_parameters()` or `module.named_buffers()`.
+        replacements: By (first) name in `module.named_parameters()`, or in `module.named_buffers()`.
         arguments: Positional arguments of the call.
         keywords: Keyword arguments of the call.
     """
     names: dict[Tensor, str] = {}
     swapped = {}
-    for path, part in module.named_modules():
-        for local, held in (*part._parameters.items(), *part._buffers.items()):
-            place = f"{path}.{local}" if path else local
-            if held is not None and names.setdefault(held, place) in parameters:
-                swapped[place] = parameters[names[held]]
+    for kind in (
+        "_parameters",
+        "_buffers",
+    ):  # a parameter that is registered as a buffer too has the name of the parameter
+        for path, part in module.named_modules():
+            for local, held in getattr(part, kind).items():
+                place = f"{path}.{local}" if path else local
+                if held is not None and names.setdefault(held, place) in replacements:
+                    swapped[place] = replacements[names[held]]
     return functional_call(module, swapped, tuple(arguments), dict(keywords), tie_weights=False)
 
 
@@ -61,9 +65,8 @@ class Network(nn.Module):
     def in_float64(self, batch: Batch) -> Tensor:
         """The outputs with parameters, buffers and the batch in float64."""
         held = (*self.model.named_parameters(), *self.model.named_buffers())
-        return self.with_parameters(
-            {name: _in_float64(tensor.detach()) for name, tensor in held}, map_tensors(batch, _in_float64)
-        )
+        wide = {name: _in_float64(tensor.detach()) for name, tensor in held}
+        return self.with_parameters(wide, map_tensors(batch, _in_float64))
 
 
 def _in_float64(tensor: Tensor) -> Tensor:

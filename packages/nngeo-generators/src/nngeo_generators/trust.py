@@ -29,7 +29,9 @@ def checked_state(model: nn.Module) -> object:
     _check_modes(modules)
     parameters = (p for _, module in modules for p in module._parameters.values() if p is not None)
     versions = tuple((id(p), p._version if not p.is_inference() else 0) for p in parameters)
-    return versions, tuple(module.training for _, module in modules)
+    return versions, tuple(
+        getattr(module, "training", False) for _, module in modules
+    )  # frozen TorchScript has no mode
 
 
 def _check_modes(modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -40,7 +42,7 @@ def _check_modes(modules: Iterable[tuple[str, nn.Module]]) -> None:
                 "example exists; call model.eval() first"
                 + ("" if module.training else ", and give it running statistics")
             )
-        if module.training and _drops_out(module):
+        if _drops_out(module) and module.training:
             raise UnsupportedLayerError(
                 f"'{path}' ({type(module).__name__}) drops units at random in training mode, so two calls differ; "
                 "call model.eval() first"

@@ -75,7 +75,7 @@ def contraction(
         costs = gram_costs(rows, columns, first.layout.outputs, first.layout.inputs, pairing)
         chosen = method or _cheapest(costs)
         if chosen == "positions":
-            return of_inputs(first, second, dtype, examples_first)
+            return of_inputs(first, second, pairing, dtype, examples_first)
         if chosen == "products":
             return _Products(first.to_dense().to(dtype), second, dtype)
     if isinstance(first, IndexJacobian) and isinstance(second, IndexJacobian):

@@ -247,7 +247,7 @@ def _own_part(values: Tensor, own: Place) -> Tensor:
 
 
 def _symmetrize_(values: Tensor, own: Place) -> None:
-    """Make the part of a tile that holds both halves exactly symmetric."""
+    """Make the part of a tile that holds both halves exactly symmetric; its image is copied before it is written to."""
     square = _own_part(values, own)
     turned = square.permute(TURNED[values.ndim]).clone(memory_format=torch.contiguous_format)
     square.add_(turned).mul_(0.5)

@@ -18,13 +18,14 @@ __all__ = ["Positions", "of_inputs"]
 
 
 def of_inputs(
-    first: KroneckerJacobian, second: KroneckerJacobian, dtype: torch.dtype, examples_first: bool
+    first: KroneckerJacobian, second: KroneckerJacobian, pairing: Pairing, dtype: torch.dtype, examples_first: bool
 ) -> Contraction:
     """How two Jacobians of one layout meet: the products of their inputs, plus 1 with a bias, and of their output gradients.
 
     Args:
         first: J.
         second: J'.
+        pairing: Which directions will meet.
         dtype: That of the sums.
         examples_first: Whether totals will lie in memory with their examples first; gradients then do so too, so that no tile
             has to copy them.
@@ -43,12 +44,19 @@ def of_inputs(
     g, other_g = first.g.to(dtype), second.g.to(dtype)
     if first.positions != 1 or second.positions != 1:
         return Positions(inputs, size, g, other_g)
-    if one.shape[2] == 1 and all(x.stride(1) == 0 for x in (g, other_g)):
-        return _SameGradients(inputs, size, g, other_g)
+    if pairing == "all" and one.shape[2] == 1 and _are_shared(g) and _are_shared(other_g):
+        products = g[:, 0, 0, 0] @ other_g[:, 0, 0, 0].T
+        if products.count_nonzero() <= max(products.shape):
+            return _SameGradients(inputs, size, g, other_g, products)
     if examples_first:
         g, other_g = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (g, other_g))
     kind = _OnePosition if one.shape[2] == 1 and size <= BLOCK_BYTES else Positions
     return kind(inputs, size, g, other_g)
+
+
+def _are_shared(g: Tensor) -> bool:
+    """Whether several examples have the same output gradients (c, n, ...): two of them tell most often that they have not."""
+    return g.shape[1] > 1 and torch.equal(g[:, 0], g[:, 1]) and torch.equal(g, g[:, :1].expand_as(g))
 
 
 class Positions(Contraction):
@@ -66,7 +74,7 @@ class Positions(Contraction):
         (some, examples), (others, partners) = rows, columns
         g, other = self.g[some, examples], self.other[others, partners]
         if self.whole is not None:
-            add_gram_of_positions_(total, self.whole[:, examples, :, partners], g, other, pairing)
+            add_gram_of_positions_(total, self.between(examples, partners), g, other, pairing)
             return
         m = partners.stop - partners.start
         for row in blocks(g.shape[1], self.pair_bytes * m):
@@ -75,6 +83,10 @@ class Positions(Contraction):
                 place = {"all": (slice(None), row, slice(None), column), "equal": (slice(None), row, column)}
                 part = total[place.get(pairing, (row, column))]
                 add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
+
+    def between(self, examples: slice, partners: slice) -> Tensor:
+        """The Gram matrix of the inputs of some examples on both sides."""
+        return self.inputs(examples, partners) if self.whole is None else self.whole[:, examples, :, partners]
 
 
 class _OnePosition(Positions):
@@ -100,27 +112,23 @@ class _OnePosition(Positions):
 
 
 class _SameGradients(Positions):
-    """One position, and output gradients that all examples share, as a last layer's do: P = g g'^T is (c, k), often diagonal.
+    """One position, and output gradients that all examples share, as a last layer's do: few directions meet of all pairs.
 
-    Only the directions that P lets meet are added up, each n m additions in place of n m products of gradients.
+    Where their product P[c, k] is not zero, n m additions take the place of n m products of gradients.
     """
 
-    def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
+    def __init__(
+        self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor, products: Tensor
+    ) -> None:
         super().__init__(inputs, size, g, other)
-        self.products = g[:, 0, 0, 0] @ other[:, 0, 0, 0].T
+        self.meeting: dict[int, list[tuple[int, float]]] = {}
+        for (c, k), product in zip(products.nonzero().tolist(), products[products != 0].tolist(), strict=True):
+            self.meeting.setdefault(c, []).append((k, product))
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         (some, examples), (others, partners) = rows, columns
-        products = self.products[some, others]
-        meeting = products.nonzero().tolist()
-        if not meeting:
-            return
-        inputs = self.inputs(examples, partners) if self.whole is None else self.whole[:, examples, :, partners]
-        pairs = inputs[0, :, 0, :, 0]
-        if pairing == "all":
-            for c, k in meeting:
-                total[c, :, k].add_(pairs, alpha=products[c, k].item())
-        elif pairing == "equal":
-            total.addcmul_(products.diagonal()[:, None, None], pairs)
-        else:
-            total.add_(pairs, alpha=products.trace().item())
+        for c in range(some.start, some.stop):
+            for k, product in self.meeting.get(c, ()):
+                if others.start <= k < others.stop:
+                    pairs = self.between(examples, partners)[0, :, 0, :, 0]
+                    total[c - some.start, :, k - others.start].add_(pairs, alpha=product)

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.batch import JacobianBatch
@@ -152,12 +151,5 @@ def _side_by_side(parts: list[LayerJacobian]) -> LayerJacobian:
         index, g = torch.cat([part.index for part in tables]), torch.cat([part.g for part in tables], 1)
         return IndexJacobian(index, g, first.rows)
     kept = [part for part in parts if isinstance(part, KroneckerJacobian)]
-    return KroneckerJacobian(torch.cat([part.a for part in kept]), _gradients_side_by_side(kept), kept[0].layout)
-
-
-def _gradients_side_by_side(parts: list[KroneckerJacobian]) -> Tensor:
-    """Output gradients (c, n_k, ...) as one (c, sum of n_k, ...), without copies where all examples have the same ones."""
-    one = parts[0].g[:, :1]
-    if all(part.g.stride(1) == 0 and torch.equal(part.g[:, :1], one) for part in parts):
-        return one.expand(-1, sum(part.g.shape[1] for part in parts), -1, -1, -1)
-    return torch.cat([part.g for part in parts], 1)
+    a, g = torch.cat([part.a for part in kept]), torch.cat([part.g for part in kept], 1)
+    return KroneckerJacobian(a, g, kept[0].layout)

@@ -25,7 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises:
         UnsupportedOperationError: The model's parameters are in pieces on several processes, as under FSDP, or a module with
-            parameters was compiled by `torch.jit.script`.
+            parameters was compiled by `torch.jit.script` or loaded by `torch.jit.load`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -39,10 +39,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(module, kinds):
             raise _in_pieces(f"module '{path}' is sharded by FSDP")
         compiled = isinstance(module, torch.jit.RecursiveScriptModule)  # type: ignore[attr-defined]
-        if compiled and any(True for _ in module.parameters()):
+        if compiled and next(module.parameters(), None) is not None:
             raise UnsupportedOperationError(
-                f"module '{path}' was compiled by torch.jit.script, so that its calls cannot be seen; give the module that it "
-                "was compiled from, with the same parameters (load_state_dict)"
+                f"module '{path}' was compiled by torch.jit.script, or loaded by torch.jit.load, so that its calls cannot be "
+                "seen; give the module that it was made from, with the same parameters (load_state_dict)"
             )
     check_whole(model.named_parameters())
     return model

@@ -59,7 +59,7 @@ class GaussianLikelihood(Likelihood):
         """Columns of C^-T for S = C C^T, the same for every example, shape (k, *outputs)."""
         units = torch.eye(math.prod(outputs.shape[1:]), dtype=outputs.dtype, device=outputs.device)[chosen]
         rows = self._whitened_back(units)
-        return rows.view(len(rows), 1, *outputs.shape[1:]).expand(-1, len(outputs), *outputs.shape[1:])
+        return rows.view(len(rows), 1, *outputs.shape[1:]).expand(-1, len(outputs), *outputs.shape[1:]).contiguous()
 
     def metric(self, outputs: Tensor, u: Tensor, targets: Any = None) -> Tensor:
         """S^-1 u, of the outputs' shape."""

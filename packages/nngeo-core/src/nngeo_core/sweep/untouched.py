@@ -64,16 +64,21 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
 def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put back what modules note of their last call, such as attention weights: it would keep graphs alive or belong to vmap.
 
-    And parameters and buffers that were replaced or added; TorchScript's are in no dictionary, and cannot be.
+    And parameters, buffers and modules inside that were replaced or added.
     """
-    places = [place for module in modules for place in (vars(module), module._parameters, module._buffers)]
+    places = [place for one in modules for place in (vars(one), one._parameters, one._buffers, one._modules)]
     kept = [(place, dict(place)) for place in places if isinstance(place, dict)]
+    compiled = [(one, dict(one._buffers)) for one in modules if isinstance(one, torch.jit.ScriptModule)]
     try:
         yield
     finally:
         for place, before in kept:
             place.clear()
             place.update(before)
+        for one, buffers in compiled:  # TorchScript's are in no dictionary
+            for name, buffer in buffers.items():
+                if getattr(one, name) is not buffer:
+                    setattr(one, name, buffer)
 
 
 @contextmanager
