@@ -27,10 +27,8 @@ def call_with(
     """
     names: dict[Tensor, str] = {}
     swapped = {}
-    for kind in (
-        "_parameters",
-        "_buffers",
-    ):  # a parameter that is registered as a buffer too has the name of the parameter
+    # parameters first: one that is registered as a buffer too keeps its name
+    for kind in ("_parameters", "_buffers"):
         for path, part in module.named_modules():
             for local, held in getattr(part, kind).items():
                 place = f"{path}.{local}" if path else local
