@@ -67,14 +67,17 @@ class Positions(Contraction):
         n, m = g.shape[1], other.shape[1]
         self.g, self.other, self.inputs = g, other, inputs
         self.pair_bytes = size // max(1, n * m)
-        self.whole = inputs(slice(0, n), slice(0, m)) if size <= BLOCK_BYTES else None
+        self.at_once = size <= BLOCK_BYTES
+        if self.at_once:
+            whole = inputs(slice(0, n), slice(0, m))
+            self.inputs = lambda rows, columns: whole[:, rows, :, columns]
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
         """Add them in blocks of examples, unless the Gram matrix of all inputs is there."""
         (some, examples), (others, partners) = rows, columns
         g, other = self.g[some, examples], self.other[others, partners]
-        if self.whole is not None:
-            add_gram_of_positions_(total, self.between(examples, partners), g, other, pairing)
+        if self.at_once:
+            add_gram_of_positions_(total, self.inputs(examples, partners), g, other, pairing)
             return
         m = partners.stop - partners.start
         for row in blocks(g.shape[1], self.pair_bytes * m):
@@ -84,18 +87,13 @@ class Positions(Contraction):
                 part = total[place.get(pairing, (row, column))]
                 add_gram_of_positions_(part, inputs, g[:, row], other[:, column], pairing)
 
-    def between(self, examples: slice, partners: slice) -> Tensor:
-        """The Gram matrix of the inputs of some examples on both sides."""
-        return self.inputs(examples, partners) if self.whole is None else self.whole[:, examples, :, partners]
-
 
 class _OnePosition(Positions):
     """Without groups and positions, the Gram matrix of the inputs (n, m) being there: one product of gradients a tile."""
 
     def __init__(self, inputs: Callable[[slice, slice], Tensor], size: int, g: Tensor, other: Tensor) -> None:
-        whole = inputs(slice(0, g.shape[1]), slice(0, other.shape[1]))
-        super().__init__(lambda rows, columns: whole[:, rows, :, columns], size, g, other)
-        self.pairs = whole[0, :, 0, :, 0]
+        super().__init__(inputs, size, g, other)
+        self.pairs = self.inputs(slice(0, g.shape[1]), slice(0, other.shape[1]))[0, :, 0, :, 0]
         self.rows, self.columns = g[:, :, 0, 0], other[:, :, 0, 0]
 
     def add_(self, total: Tensor, rows: Place, columns: Place, pairing: Pairing) -> None:
@@ -130,5 +128,5 @@ class _SameGradients(Positions):
         for c in range(some.start, some.stop):
             for k, product in self.meeting.get(c, ()):
                 if others.start <= k < others.stop:
-                    pairs = self.between(examples, partners)[0, :, 0, :, 0]
+                    pairs = self.inputs(examples, partners)[0, :, 0, :, 0]
                     total[c - some.start, :, k - others.start].add_(pairs, alpha=product)
