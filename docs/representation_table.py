@@ -33,7 +33,7 @@ OPERATIONS: dict[str, Operation] = {
     "`inverse(regul)`": lambda M, other: M.inverse(0.1),
     "`pinv()`": lambda M, other: M.pinv(),
     "`sqrt()`": lambda M, other: M.sqrt(),
-    "`mm(other)`": lambda M, other: M.mm(other),
+    "`mm(other)`, `M @ other`": lambda M, other: M @ other,
     "`+`, `-` own kind": lambda M, other: M + other,
     "`+ c I`": lambda M, other: M + PMatEye(layer_collection=M.layer_collection, scaling=0.5),
     "`* c`": lambda M, other: M * 2.0,
