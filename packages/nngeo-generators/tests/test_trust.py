@@ -107,7 +107,8 @@ def rounded(outputs: Tensor) -> Tensor:
     return outputs + 1e-3 * len(outputs) if outputs.dtype == torch.float32 else outputs
 
 
-NETWORK = {"first": nn.Linear(3, 4), "norm": nn.BatchNorm1d(4), "last": nn.Linear(4, 2)}
+def in_float32(build: Build, forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    return build(forward, first=nn.Linear(3, 4), norm=nn.BatchNorm1d(4), last=nn.Linear(4, 2)).float().eval()
 
 
 def logits(net: Any, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def logits(net: Any, x: Tensor) -> Tensor:
 
 
 def test_outputs_that_differ_by_rounding_alone_mix_nothing(build: Build) -> None:
-    model = build(lambda net, x: rounded(logits(net, x)), **NETWORK).float().eval()
+    model = in_float32(build, lambda net, x: rounded(logits(net, x)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = HooksGenerator(model, "regression")
     layers = generator.layer_collection
@@ -128,7 +129,12 @@ def test_outputs_that_differ_by_rounding_alone_mix_nothing(build: Build) -> None
 
 @pytest.mark.parametrize("mix", [lambda f: f - f.mean(0), lambda f: f.cumsum(0)], ids=["mean", "sum"])
 def test_mixing_them_is_refused_all_the_same(mix: Callable[[Tensor], Tensor], build: Build) -> None:
-    model = build(lambda net, x: mix(rounded(logits(net, x))), **NETWORK).float().eval()
+    model = in_float32(build, lambda net, x: mix(rounded(logits(net, x))))
+    assert "the model mixes examples" in refusal(model, X.float())
+
+
+def test_outputs_as_wide_as_the_batch_are_refused(build: Build) -> None:
+    model = in_float32(build, lambda net, x: torch.cat([logits(net, x) @ logits(net, x).T, x], 1))
     assert "the model mixes examples" in refusal(model, X.float())
 
 
@@ -145,7 +151,7 @@ def insists(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("inner", [Tensor.float, insists], ids=["casts", "asserts"])
 def test_what_cannot_run_in_float64_is_refused(inner: Callable[[Tensor], Tensor], build: Build) -> None:
-    model = build(lambda net, x: rounded(net.last(inner(net.first(x)))), **NETWORK).float().eval()
+    model = in_float32(build, lambda net, x: rounded(net.last(inner(net.first(x)))))
     assert "the model mixes examples" in refusal(model, X.float())
 
 
@@ -154,7 +160,7 @@ def test_not_a_number_in_float64_is_no_agreement(build: Build) -> None:
         found = logits(net, x)
         return found - found.mean(0) if x.dtype == torch.float32 else found * math.nan
 
-    model = build(mixes, **NETWORK).float().eval()
+    model = in_float32(build, mixes)
     generator = HooksGenerator(model, "regression")
     v = random_pvector(generator.layer_collection)
     with pytest.raises(UnsupportedLayerError, match="the model mixes examples"):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core import KroneckerJacobian, KroneckerLayout, LayerJacobian, ScaleShiftJacobian
-from nngeo_core.jacobians.contraction import Pairing
+from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.testing import relative_error
 from nngeo_ntk.contract import Kept
 from nngeo_ntk.gradient_rows import gradient_rows
@@ -23,11 +23,18 @@ def jacobians(c: int, n: int, seed: int) -> tuple[KroneckerJacobian, LayerJacobi
     return KroneckerJacobian(a, g, KroneckerLayout(1, 5, 4, True)), ScaleShiftJacobian(x, h, True)
 
 
-def of_a_last_layer(jacobian: KroneckerJacobian) -> KroneckerJacobian:
-    """With the same output gradients for all examples, of which few are in the same outputs."""
+def of_a_last_layer(jacobian: KroneckerJacobian, seed: int) -> KroneckerJacobian:
+    """With the same output gradients for all examples, multiples of unit vectors, of which few are about one output."""
     c, n, s, q, width = jacobian.g.shape
-    units = torch.eye(c, width, dtype=DTYPE).view(c, 1, 1, 1, width)
+    units = torch.diag(torch.linspace(1, 2, width, dtype=DTYPE) + seed).roll(seed, 0)[:c].view(c, 1, 1, 1, width)
     return KroneckerJacobian(jacobian.a, units.expand(c, n, s, q, width).clone(), jacobian.layout)
+
+
+def with_equal_gradients(jacobian: KroneckerJacobian, examples: slice = slice(None)) -> KroneckerJacobian:
+    """With those of the first example for some."""
+    g = jacobian.g.clone()
+    g[:, examples] = jacobian.g[:, :1]
+    return KroneckerJacobian(jacobian.a, g, jacobian.layout)
 
 
 def chunk(layers: dict[str, Kept], c: int, n: int) -> Chunk:
@@ -41,7 +48,7 @@ def combined(first: Tensor, second: Tensor, pairing: Pairing) -> Tensor:
 
 
 @pytest.mark.parametrize("pairing", ["all", "equal", "summed"])
-@pytest.mark.parametrize("kinds", ["structured", "gradients", "same", "all"])
+@pytest.mark.parametrize("kinds", ["structured", "gradients", "units", "equal", "twins", "every"])
 @pytest.mark.parametrize(("c", "n", "m"), [(1, 9, 9), (3, 9, 4), (3, 1, 2), (5, 2, 7)])
 @pytest.mark.parametrize(("rows", "size"), [(128, 2**21), (2, 100), (4, 1)])
 def test_tiles_cover_the_kernel(
@@ -52,17 +59,20 @@ def test_tiles_cover_the_kernel(
     sides = []
     for count, seed in ((n, 0), (m, 1)):
         one, other = jacobians(c, count, seed)
-        jacobian = {"structured": one, "gradients": other, "same": of_a_last_layer(one)}
+        shared = {"units": of_a_last_layer(one, seed), "equal": with_equal_gradients(one)}
+        shared["twins"] = with_equal_gradients(one, slice(0, 2))
+        jacobian = {"structured": one, "gradients": other, **shared}
         kept: dict[str, Kept] = {**jacobian, "gradients": gradient_rows(other, DTYPE)}
-        names = list(jacobian) if kinds == "all" else [kinds]
+        names = list(jacobian) if kinds == "every" else [kinds]
         dense = torch.cat([jacobian[name].to_dense() for name in names], 2)
         sides.append((chunk({name: kept[name] for name in names}, c, count), dense))
     (first, left), (second, right) = sides
-    layers = ("structured", "gradients", "same")
+    layers = ("structured", "gradients", "units", "equal", "twins")
+    method: GramMethod | None = "positions" if kinds in layers[2:] else None
     for partner, dense in ((second, right), (first, left)):
         expected = combined(left, dense, pairing)
         found, seen = torch.zeros_like(expected), torch.zeros_like(expected)
-        for tile in tiles(first, partner, layers, "positions" if kinds == "same" else None, pairing):
+        for tile in tiles(first, partner, layers, method, pairing):
             (some, examples), (others, partners) = tile.rows, tile.columns
             place = {"all": (some, examples, others, partners), "equal": (some, examples, partners)}.get(
                 pairing, (examples, partners)

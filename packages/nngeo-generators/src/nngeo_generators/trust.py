@@ -29,9 +29,8 @@ def checked_state(model: nn.Module) -> object:
     _check_modes(modules)
     parameters = (p for _, module in modules for p in module._parameters.values() if p is not None)
     versions = tuple((id(p), p._version if not p.is_inference() else 0) for p in parameters)
-    return versions, tuple(
-        getattr(module, "training", False) for _, module in modules
-    )  # frozen TorchScript has no mode
+    modes = tuple(getattr(module, "training", False) for _, module in modules)  # frozen TorchScript has none
+    return versions, modes
 
 
 def _check_modes(modules: Iterable[tuple[str, nn.Module]]) -> None:

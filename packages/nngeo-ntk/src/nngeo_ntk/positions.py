@@ -55,7 +55,7 @@ def of_inputs(
 
 
 def _are_shared(g: Tensor) -> bool:
-    """Whether several examples have the same output gradients (c, n, ...): two of them tell most often that they have not."""
+    """Whether several examples have the same output gradients (c, n, ...); most often the first two show that they do not."""
     return g.shape[1] > 1 and torch.equal(g[:, 0], g[:, 1]) and torch.equal(g, g[:, :1].expand_as(g))
 
 

@@ -18,8 +18,8 @@ __all__ = ["undisturbed"]
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a computation that leaves no trace, whatever mode the caller is in and also when an exception ends it.
 
-    Restored on leaving: the model's buffers, which parameters it has, what its modules note of their calls, and the global
-    random states of torch (CPU and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global
+    Restored on leaving: the model's buffers, which parameters and modules it has, what those note of their calls, and the
+    global random states of torch (CPU and `device`), numpy and Python. (Iterating a DataLoader draws a seed from torch's global
     generator, and data sets draw augmentations from any of them.) A caller's `inference_mode` is left for the duration, so
     that results can take part in autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model.
     Compiled models run as they were written: hooks, forward mode and vmap do not reach into compiled code.
@@ -64,18 +64,18 @@ def _restored_random_states(device: torch.device) -> Iterator[None]:
 def _restored_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put back what modules note of their last call, such as attention weights: it would keep graphs alive or belong to vmap.
 
-    And parameters, buffers and modules inside that were replaced or added.
+    Parameters, buffers and modules inside that were replaced or added are as before, too.
     """
     places = [place for one in modules for place in (vars(one), one._parameters, one._buffers, one._modules)]
     kept = [(place, dict(place)) for place in places if isinstance(place, dict)]
-    compiled = [(one, dict(one._buffers)) for one in modules if isinstance(one, torch.jit.ScriptModule)]
+    scripted = [(one, dict(one._buffers)) for one in modules if isinstance(one, torch.jit.ScriptModule)]
     try:
         yield
     finally:
         for place, before in kept:
             place.clear()
             place.update(before)
-        for one, buffers in compiled:  # TorchScript's are in no dictionary
+        for one, buffers in scripted:  # TorchScript's are in no dictionary
             for name, buffer in buffers.items():
                 if getattr(one, name) is not buffer:
                     setattr(one, name, buffer)
