@@ -109,6 +109,20 @@ def test_many_small_products_count_what_they_write() -> None:
     assert min(wide, key=wide.__getitem__) == "positions"
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 8), (64, 8), (32, 32)])
+@pytest.mark.parametrize("s", [1, 4, 16])
+@pytest.mark.parametrize("c", [10, 50])
+def test_products_count_what_they_write_too(c: int, s: int, inputs: int, outputs: int) -> None:
+    """A narrow layer has fewer multiplications by products, and they took up to seven times as long as another order."""
+    costs = gram_costs((c, 64, s), (c, 64, s), outputs, inputs)
+    assert min(costs, key=costs.__getitem__) != "products"
+
+
+def test_products_are_for_few_columns_positions() -> None:
+    costs = gram_costs((10, 64, 400), (10, 64, 1), 64, 128)
+    assert min(costs, key=costs.__getitem__) == "products"
+
+
 def test_large_layers_are_contracted_in_blocks_of_examples() -> None:
     jacobian = kronecker(2, 5, 3, 1, 700, 1000)
     weight_bytes = 700 * 1000 * 8

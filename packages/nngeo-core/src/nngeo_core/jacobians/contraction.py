@@ -16,6 +16,7 @@ __all__ = [
     "comparing_is_cheaper",
     "gram_costs",
     "grams_are_cheaper",
+    "in_sequence_is_cheaper",
     "norm_by_positions_is_cheaper",
     "outputs_come_first",
     "pairs_are_cheaper",
@@ -33,9 +34,11 @@ MOST_PAIRED = 16
 BLOCK_BYTES = 12 * 2**20
 """Size of the temporaries that a contraction forms at once: larger ones cost more in page faults than in arithmetic."""
 
-
 TOUCH = 16
 """Multiplications of a large matrix product that take as long as writing or reading one number: measured, 10 to 30."""
+
+REORDER = 12 * TOUCH
+"""Those that take as long as laying one number in another order between two small products: measured, 8 to 14 times that."""
 
 
 def blocks(count: int, bytes_each: int, limit: int = BLOCK_BYTES) -> Iterator[slice]:
@@ -66,8 +69,9 @@ def gram_costs(
     `"gradients"`: form the per-example gradients of both sides, then multiply them. `"products"`: form those of the rows,
     and push each of them through the columns' layer, which is a Jacobian-vector product.
 
-    Entries that an order writes and reads again between products count as `TOUCH` multiplications each time: the many small
-    products of "positions" save arithmetic and spend it on memory.
+    Entries that an order writes and reads again between products, and those of the sum that it adds to, count as `TOUCH`
+    multiplications each time, and as `REORDER` where the next product wants them in another order: many small products save
+    arithmetic and spend it on memory.
 
     Args:
         rows: (c, n, s) of J.
@@ -81,21 +85,41 @@ def gram_costs(
         37250000
     """
     (c, n, s), (k, m, t) = rows, columns
-    meeting = c * k if pairing == "all" else c
-    pairs, positions, several = meeting * n * m, n * s * m * t, s * t > 1
+    pairs, positions, several = (c * k if pairing == "all" else c) * n * m, n * s * m * t, s * t > 1
     weights = outputs * inputs
-    both = meeting * positions * (outputs + 3 * TOUCH)
-    if pairing == "summed":
-        both = meeting * positions * outputs + 3 * TOUCH * positions
+    both = _entry_by_entry(rows, columns, outputs, pairing)
     if pairing == "all" and several:
-        both = min(both, (positions * k + pairs * s) * outputs + 4 * TOUCH * n * s * k * m * outputs)
+        both = min(both, _in_sequence(rows, columns, outputs))
     return {
         "positions": positions * (inputs + several * TOUCH) + both,
-        "gradients": (c * n * s + k * m * t) * weights + 2 * TOUCH * (c * n + k * m) * weights + pairs * weights,
+        "gradients": (c * n * s + k * m * t) * weights
+        + 2 * TOUCH * (c * n + k * m) * weights
+        + pairs * (weights + 2 * TOUCH),
         "products": c * n * (s + TOUCH) * weights
-        + c * n * m * t * (weights + 2 * TOUCH * outputs)
-        + pairs * t * outputs,
+        + c * n * m * t * (weights + REORDER * outputs)
+        + pairs * (t * outputs + REORDER),
     }
+
+
+def in_sequence_is_cheaper(rows: tuple[int, int, int], columns: tuple[int, int, int], outputs: int) -> bool:
+    """Whether the inputs' Gram matrix is cheaper times one side's gradients, then the other's, than entry by entry.
+
+    Takes what `gram_costs` takes, where all directions meet.
+    """
+    return _in_sequence(rows, columns, outputs) < _entry_by_entry(rows, columns, outputs, "all")
+
+
+def _entry_by_entry(rows: tuple[int, int, int], columns: tuple[int, int, int], outputs: int, pairing: Pairing) -> int:
+    (c, n, s), (k, m, t) = rows, columns
+    positions, meeting = n * s * m * t, c * k if pairing == "all" else c
+    if pairing == "summed":
+        return positions * (meeting * outputs + 3 * TOUCH)
+    return positions * meeting * (outputs + 3 * TOUCH)
+
+
+def _in_sequence(rows: tuple[int, int, int], columns: tuple[int, int, int], outputs: int) -> int:
+    (c, n, s), (k, m, t) = rows, columns
+    return (t + c + REORDER) * n * s * k * m * outputs
 
 
 def comparing_is_cheaper(

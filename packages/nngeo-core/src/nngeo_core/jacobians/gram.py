@@ -1,11 +1,16 @@
 """J J'^T of Jacobians that are sums over positions, from the Gram matrix of their inputs, on plain tensors."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
-from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks
+from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks, in_sequence_is_cheaper
 
 __all__ = ["add_gram_of_one_position_", "add_gram_of_positions_", "lies_as_matrix", "write_gram_of_one_position_"]
+
+LARGE = 2**15
+"""Entries from which each pair of positions has products of its own; summing pairs that lie side by side is slow."""
 
 
 def add_gram_of_positions_(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor, pairing: Pairing = "all") -> None:
@@ -70,7 +75,11 @@ def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
     if s == t == 1:
         add_gram_of_one_position_(total, inputs[:, 0, :, 0], g[:, :, 0], other[:, :, 0])
         return
-    in_sequence = (t + c) * k * w < c * k * t * (w + 1)
+    in_sequence = in_sequence_is_cheaper((c, n, s), (k, m, t), w)
+    if not in_sequence and c * n * k * m >= LARGE:
+        for i, j in product(range(s), range(t)):
+            add_gram_of_one_position_(total, inputs[:, i, :, j], g[:, :, i], other[:, :, j])
+        return
     each = (k * m * w if in_sequence else c * k * m * t) * s * g.element_size()
     for rows in blocks(n, each):
         for columns in blocks(m, max(1, each // max(1, m)) * (rows.stop - rows.start)):
@@ -99,6 +108,10 @@ def _add_equal(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
 def _add_summed(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
     (c, n, s, w), (_, m, t, _) = g.shape, other.shape
     left, right = (x.movedim(0, 2).reshape(*x.shape[1:3], c * w) for x in (g, other))
+    if n * m >= LARGE:
+        for i, j in product(range(s), range(t)):
+            total.addcmul_(left[:, i] @ right[:, j].T, inputs[:, i, :, j])
+        return
     for rows in blocks(n, s * m * t * g.element_size(), BLOCK_BYTES):
         products = (left[rows].reshape(-1, c * w) @ right.reshape(m * t, c * w).T).view(-1, s, m, t)
         total[rows] += products.mul_(inputs[rows]).sum((1, 3))
