@@ -1,6 +1,6 @@
 """Where the targets of a batch are, and what tells one example from another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -21,7 +21,7 @@ def targets_of(examples: Any) -> Any:
         targets = examples.get("labels")
     elif isinstance(examples, tuple | list) and len(examples) > 1:
         targets = examples[1]
-    if not any(True for _ in tensors(targets)):
+    if not tensors(targets):
         raise ValueError(
             f"this likelihood needs targets, and the batch has none: got {type(examples).__name__}, expected "
             "(inputs, targets) or a mapping with 'labels'"
@@ -29,16 +29,15 @@ def targets_of(examples: Any) -> Any:
     return targets
 
 
-def tensors(examples: Any) -> Iterator[Tensor]:
+def tensors(examples: Any) -> list[Tensor]:
     """Every tensor in a batch, in order."""
     if isinstance(examples, Tensor):
-        yield examples
-    elif isinstance(examples, Mapping):
-        for part in examples.values():
-            yield from tensors(part)
-    elif isinstance(examples, tuple | list):
-        for part in examples:
-            yield from tensors(part)
+        return [examples]
+    parts = examples if isinstance(examples, tuple | list) else examples.values() if isinstance(examples, Mapping) else ()
+    found: list[Tensor] = []
+    for part in parts:
+        found += [part] if isinstance(part, Tensor) else tensors(part)
+    return found
 
 
 def digests(examples: Any) -> Tensor:
@@ -47,7 +46,7 @@ def digests(examples: Any) -> Tensor:
     It is the same in every pass over the data, in whatever order and company the example comes, and whatever the order of a
     mapping's keys. What is no tensor is no part of it; zeros of either sign are the same.
     """
-    found = list(tensors(_in_order_of_names(examples)))
+    found = tensors(_in_order_of_names(examples))
     rows = [_rows(tensor) for tensor in found]
     numbers = [_digest(parts) for parts in zip(*rows, strict=True)]
     return torch.tensor(numbers, dtype=torch.int64, device=found[0].device)

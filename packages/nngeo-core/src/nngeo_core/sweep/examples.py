@@ -128,11 +128,11 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with every tensor changed; other leaves stay as they are."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(part, change) for key, part in batch.items()}
     if isinstance(batch, tuple | list):
         parts = [map_tensors(part, change) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(part, change) for key, part in batch.items()}
     return batch
 
 
@@ -155,7 +155,7 @@ def select_examples(batch: Batch, chosen: slice) -> Batch:
     n = count_examples(batch)
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
     for part in parts:
-        if n > 1 and isinstance(part, tuple | list) and len(part) == n and not any(True for _ in tensors(part)):
+        if n > 1 and isinstance(part, tuple | list) and len(part) == n and not tensors(part):
             raise ShapeError(
                 f"the batch has a {type(part).__name__} with {n} entries for {n} examples; make it a tensor"
             )
