@@ -25,7 +25,15 @@ from nngeo_generators.promotion import promote
 from nngeo_generators.stand_in import try_stand_ins
 from nngeo_generators.trust import check_repeatable, differ, differing_layers
 
-__all__ = ["check_examples", "examined_plan", "outputs_alone", "raise_alone", "run_unwritten"]
+__all__ = [
+    "by_themselves",
+    "check_examples",
+    "examined_plan",
+    "outputs_alone",
+    "plain_gradient",
+    "raise_alone",
+    "run_unwritten",
+]
 
 Forward = Callable[[Sequence[Use]], Capture]
 
@@ -65,7 +73,7 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tenso
     apart = []
     for some in (slice(n - 1, n), slice(0, n, 2), slice(1, n, 2)):
         found = alone if some.start == n - 1 else None
-        found = outputs_alone(network, _by_themselves(batch, some), batch) if found is None else found
+        found = outputs_alone(network, by_themselves(batch, some), batch) if found is None else found
         if differ(found.detach(), outputs[some], computed):
             apart.append(some)
     if apart:
@@ -78,7 +86,7 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tenso
             )
 
 
-def _by_themselves(batch: Batch, some: slice) -> Batch:
+def by_themselves(batch: Batch, some: slice) -> Batch:
     """Some examples of a batch, which lie in memory as a batch of their own would."""
     return map_tensors(select_examples(batch, some), Tensor.contiguous)
 
@@ -91,7 +99,7 @@ def _agree_in_float64(network: Network, batch: Batch, apart: Sequence[slice]) ->
     """
     try:
         among_all = network.in_float64(batch)
-        pairs = [(network.in_float64(_by_themselves(batch, some)), among_all[some]) for some in apart]
+        pairs = [(network.in_float64(by_themselves(batch, some)), among_all[some]) for some in apart]
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a model may insist on a dtype: then it is not known
@@ -138,7 +146,7 @@ def examined_plan(
     directions, weights = _random_directions(outputs)
     try:
         precise = keeps_precision(graph)
-        plain = _plain_gradient(graph, parameters, torch.einsum("cn...,cn->n...", directions, weights))
+        plain = plain_gradient(graph, parameters, torch.einsum("cn...,cn->n...", directions, weights))
         del graph
     except UnsupportedLayerError:
         forward(plan).raise_refused()  # an input changed in place has a name here
@@ -191,7 +199,7 @@ def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:
     return directions, torch.linspace(1, 2, 2 * len(outputs), dtype=dtype, device=outputs.device).view(2, -1)
 
 
-def _plain_gradient(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+def plain_gradient(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
     """J^T cotangent from plain autograd, by parameter."""
     if not outputs.requires_grad:
         raise UnsupportedLayerError(

@@ -51,9 +51,14 @@ class LayerJacobian(ABC):
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
 
+    def of_examples(self, examples: slice) -> "LayerJacobian | None":
+        """J of some examples in the same structure, or None where a subclass does not say how."""
+        return None
+
     def dense_rows(self, examples: slice) -> Tensor:
         """J of some examples, shape (c, m, d), without the others' where that can be."""
-        return self.to_dense()[:, examples]
+        some = self.of_examples(examples)
+        return self.to_dense()[:, examples] if some is None else some.to_dense()
 
     def __repr__(self) -> str:
         """Sizes, dtype and device."""

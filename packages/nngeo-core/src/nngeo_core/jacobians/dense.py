@@ -40,6 +40,10 @@ class DenseJacobian(LayerJacobian):
         """The stored tensor itself."""
         return self.tensor
 
+    def of_examples(self, examples: slice) -> "DenseJacobian":
+        """J of some examples."""
+        return DenseJacobian(self.tensor[:, examples])
+
     def joined(self, other: LayerJacobian) -> LayerJacobian | None:
         """Dense Jacobians add up entry by entry."""
         return DenseJacobian(self.tensor + other.tensor) if isinstance(other, DenseJacobian) else None

@@ -86,9 +86,9 @@ class IndexJacobian(LayerJacobian):
         dense.index_add_(1, example * self.rows + self.index[kept], g)
         return dense.view(c, n, -1)
 
-    def dense_rows(self, examples: slice) -> Tensor:
-        """J of some examples, shape (c, m, d)."""
-        return IndexJacobian(self.index[examples], self.g[:, examples], self.rows).to_dense()
+    def of_examples(self, examples: slice) -> "IndexJacobian":
+        """J of some examples."""
+        return IndexJacobian(self.index[examples], self.g[:, examples], self.rows)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n)."""

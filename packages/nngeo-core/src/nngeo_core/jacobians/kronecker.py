@@ -119,9 +119,10 @@ class KroneckerJacobian(LayerJacobian):
         weight = torch.stack([self._gradients(g) for g in self.g])
         return self.layout.pack(weight, self._bias_gradients())
 
-    def dense_rows(self, examples: slice) -> Tensor:
-        """J of some examples, shape (c, m, d)."""
-        return KroneckerJacobian(self.a[examples], self.g[:, examples], self.layout).to_dense()
+    def of_examples(self, examples: slice) -> "KroneckerJacobian":
+        """J of some examples."""
+        mask = None if self.mask is None else self.mask[examples]
+        return KroneckerJacobian(self.a[examples], self.g[:, examples], self.layout, mask)
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n): the layer's response to the parameter change v, then its product with g."""

@@ -50,6 +50,10 @@ class ScaleShiftJacobian(LayerJacobian):
         """Bytes of the inputs."""
         return int(self.x_hat.nbytes)
 
+    def of_examples(self, examples: slice) -> "ScaleShiftJacobian":
+        """J of some examples."""
+        return ScaleShiftJacobian(self.x_hat[examples], self.g[:, examples], self.has_bias)
+
     def joined(self, other: LayerJacobian) -> LayerJacobian | None:
         """Repeated calls are so many more positions."""
         if not isinstance(other, ScaleShiftJacobian) or other.has_bias != self.has_bias:

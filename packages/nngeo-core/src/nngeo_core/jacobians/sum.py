@@ -55,9 +55,11 @@ class SumJacobian(LayerJacobian):
         """J, shape (c, n, d)."""
         return reduce(torch.add, (part.to_dense() for part in self.parts))
 
-    def dense_rows(self, examples: slice) -> Tensor:
-        """J of some examples, shape (c, m, d)."""
-        return reduce(torch.add, (part.dense_rows(examples) for part in self.parts))
+    def of_examples(self, examples: slice) -> LayerJacobian | None:
+        """J of some examples, if all parts say how."""
+        parts = [part.of_examples(examples) for part in self.parts]
+        known = tuple(part for part in parts if part is not None)
+        return SumJacobian(known) if len(known) == len(parts) else None
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, shape (c, n), for v of shape (d,)."""

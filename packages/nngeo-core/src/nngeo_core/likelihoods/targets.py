@@ -33,7 +33,9 @@ def tensors(examples: Any) -> list[Tensor]:
     """Every tensor in a batch, in order."""
     if isinstance(examples, Tensor):
         return [examples]
-    parts = examples if isinstance(examples, tuple | list) else examples.values() if isinstance(examples, Mapping) else ()
+    parts = (
+        examples if isinstance(examples, tuple | list) else examples.values() if isinstance(examples, Mapping) else ()
+    )
     found: list[Tensor] = []
     for part in parts:
         found += [part] if isinstance(part, Tensor) else tensors(part)

@@ -106,6 +106,15 @@ def _check_description(jacobian: LayerJacobian, other: LayerJacobian) -> None:
     assert jacobian.shape[2] == other.shape[2], "the two Jacobians of a case must be of one layer"
 
 
+def _check_of_examples(jacobian: LayerJacobian, other: LayerJacobian) -> None:
+    n = jacobian.shape[1]
+    for some in (slice(0, n), slice(0, n, 2), slice(n - 1, n)):
+        agree(jacobian.dense_rows(some), _dense(jacobian)[:, some], f"dense_rows({some})")
+        part = jacobian.of_examples(some)
+        if part is not None:
+            agree(part.to_dense(), _dense(jacobian)[:, some], f"of_examples({some})")
+
+
 def _check_jvp(jacobian: LayerJacobian, other: LayerJacobian) -> None:
     v = _draw(jacobian, jacobian.shape[2])
     dense = _dense(jacobian)
@@ -255,6 +264,7 @@ CONTRACTIONS: Mapping[str, Callable[[LayerJacobian, LayerJacobian], None]] = {
     "gram": _check_gram,
     "jvp": _check_jvp,
     "kronecker_factors": _check_kronecker_factors,
+    "of_examples": _check_of_examples,
     "reduced": _check_reduced,
     "rotate": _check_rotate,
     "second_moment": _check_second_moment,
