@@ -79,8 +79,9 @@ class OperatorGenerator(ABC):
         self.likelihood = chosen_likelihood(likelihood)
         self.function = function
         self.layer_collection = LayerCollection.from_model(model) if layer_collection is None else layer_collection
-        _check_differentiable(model, self.layer_collection)
-        self.device = _common_device(model, self.layer_collection, device)
+        named = self.layer_collection.named_parameters(model)
+        _check_differentiable(named)
+        self.device = _common_device([parameter for _, parameter in named], device)
         self.n_output = n_output
         self.memory_budget = memory_budget
         self.check = check
@@ -266,9 +267,9 @@ def _uncalled(wrapper: nn.Module | None) -> Iterator[None]:
         hook.remove()
 
 
-def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
+def _check_differentiable(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Raise unless every parameter is real and was made where autograd sees it."""
-    for name, parameter in layers.named_parameters(model):
+    for name, parameter in named:
         if not parameter.is_floating_point():
             raise ValueError(f"parameter '{name}' is {parameter.dtype}; expected real floating-point numbers")
         if parameter.is_inference():
@@ -278,9 +279,9 @@ def _check_differentiable(model: nn.Module, layers: LayerCollection) -> None:
             )
 
 
-def _common_device(model: nn.Module, layers: LayerCollection, device: torch.device | str | None) -> torch.device:
+def _common_device(parameters: Iterable[Tensor], device: torch.device | str | None) -> torch.device:
     """The one device of the collection's parameters, which is the one asked for."""
-    devices = {parameter.device for _, parameter in layers.named_parameters(model)}
+    devices = {parameter.device for parameter in parameters}
     if not devices:
         raise ValueError("the layer collection has no parameters: there is nothing to differentiate")
     if len(devices) > 1:
