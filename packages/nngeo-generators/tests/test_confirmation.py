@@ -1,6 +1,6 @@
 """The check that a stream's own first pass is put to: as strict as an examination, and fewer passes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nngeo_core import ClassifLogits, MultilabelLogits, NonFiniteError, ShapeError, UnsupportedLayerError
 from nngeo_core.testing import output_jacobian, relative_error
 from nngeo_generators import HooksGenerator
-from nngeo_generators.confirmation import are_outputs
+from nngeo_generators.confirmation import are_outputs, scattered
 
 Build = Callable[..., nn.Module]
 Hooks = Callable[..., HooksGenerator]
@@ -130,7 +130,6 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
 def test_mixing_is_refused(
     batches: Iterable[Tensor], mix: Callable[[Tensor], Tensor], build: Build, hooks: Hooks
 ) -> None:
-    """The examination looks at eight examples alone, and would not see what mixes those beyond."""
     with pytest.raises(UnsupportedLayerError):
         jacobian(hooks(two_layers(build, mix)), batches)
 
@@ -269,6 +268,143 @@ def test_parameters_that_change_between_two_streams_are_checked_again(build: Bui
     found = jacobian(generator)
     assert sizes == [1, 8, 40]
     assert relative_error(found, expected(generator)) < 1e-12
+
+
+ALTERNATING = X.clone()
+ALTERNATING[:, 2] = torch.tensor([0.0, 1.0]).repeat(20)
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_kinds_of_examples_that_alternate_are_both_looked_at(first: float, build: Build, hooks: Hooks) -> None:
+    """Hard routing to two experts, one of which is used outside its call."""
+
+    def route(net: Any, x: Tensor) -> Tensor:
+        return torch.where(x[:, 2:] == first, net.a(x), F.linear(x, net.b.weight, net.b.bias))
+
+    generator = hooks(build(route, a=nn.Linear(3, 2), b=nn.Linear(3, 2)))
+    found = jacobian(generator, ALTERNATING.split([16, 16, 8]))
+    assert relative_error(found, expected(generator, ALTERNATING)) < 1e-12
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_one_kind_that_is_random_is_refused(first: float, build: Build, hooks: Hooks) -> None:
+    model = build(
+        lambda net, x: net.a(x) * torch.where(x[:, 2:] == first, torch.rand(len(x), 1), 1.0), a=nn.Linear(3, 2)
+    )
+    with pytest.raises(UnsupportedLayerError):
+        jacobian(hooks(model), ALTERNATING.split([16, 16, 8]))
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_every_kind_of_a_period_is_looked_at_equally_often(period: int, count: int) -> None:
+    found = scattered(100, count)
+    assert len(found) == len(set(found.tolist())) == count
+    assert 100 - 2 * count <= found.min()
+    assert found.max() < 100
+    assert len(set((found // 2).tolist())) == count  # no neighbours of one pair
+    if period <= count:
+        assert (found % period).bincount().tolist() == [count // period] * period
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.b(net.a(x) - (net.a(x).mean(0) if len(x) > 8 else 0)),
+        lambda net, x: net.b(net.a(x)) * (torch.rand(len(x), 1) if len(x) > 8 else 1),
+        lambda net, x: net.b(net.a(x)) + (0.1 if len(x) > 24 else 0),
+    ],
+    ids=["mixed", "random", "shifted"],
+)
+def test_what_is_done_with_many_examples_alone_is_refused(
+    forward: Callable[[Any, Tensor], Tensor], build: Build, hooks: Hooks
+) -> None:
+    with pytest.raises(UnsupportedLayerError, match="mixes examples"):
+        jacobian(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2))))
+
+
+def refilled(after: float) -> Iterator[Tensor]:
+    """Batches read into the same memory, which holds something else in the end."""
+    memory = torch.empty(16, 3, dtype=torch.float64)
+    for batch in X[:32].split(16):
+        memory.copy_(batch)
+        yield memory
+    memory.fill_(after)
+
+
+@pytest.mark.parametrize("after", [0.0, torch.nan])
+def test_examples_are_examined_as_they_came(after: float, build: Build, hooks: Hooks) -> None:
+    generator = hooks(build(NEEDS_ANOTHER_WAY["penalty"], a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
+    assert relative_error(jacobian(generator, refilled(after)), expected(generator, X[:32])) < 1e-12
+
+
+@pytest.mark.parametrize("likelihood", [None, ClassifLogits()])
+def test_no_outputs_are_no_reason_to_wait(likelihood: Any, build: Build, hooks: Hooks) -> None:
+    generator = hooks(build(lambda net, x: net.a(x)[:, :0], a=nn.Linear(3, 2)))
+    with torch.no_grad():
+        assert [batch.total_directions for batch in generator.stream([X])] in ([], [0])
+
+
+def test_streams_within_streams_are_each_checked(build: Build, hooks: Hooks) -> None:
+    generator = hooks(build(lambda net, x: net.a(x) + others(net.a(x)), a=nn.Linear(3, 2)))
+
+    def nested() -> Iterator[Tensor]:
+        yield X[:16]
+        generator.model.function, mixing = (lambda net, x: net.a(x)), generator.model.function
+        list(generator.stream([X[16:32]]))
+        generator.model.function = mixing
+
+    with pytest.raises(UnsupportedLayerError, match="mixes examples"):
+        jacobian(generator, nested())
+
+
+def test_examples_before_the_first_batch_of_several_are_not_taken_for_it(build: Build, hooks: Hooks) -> None:
+    generator = hooks(two_layers(build))
+    sizes = counted(generator.model)
+    jacobian(generator, X.split([1, 39]))
+    assert sum(n == 40 for n in sizes) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2)),
+            torch.linspace(-1, 1, 144).view(16, 1, 3, 3),
+        ),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), X[:16]),
+        (nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)), torch.arange(32).view(16, 2) % 5),
+        (
+            nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), nn.Flatten()),
+            X[:16, :2].repeat(1, 4).view(16, 2, 4),
+        ),
+    ],
+    ids=["convolution", "normalisation", "embedding", "attention"],
+)
+def test_layers_of_many_kinds_are_confirmed(model: nn.Module, x: Tensor, hooks: Hooks) -> None:
+    generator = hooks(model.double())
+    sizes = counted(generator.model)
+    found = jacobian(generator, [x.double() if x.is_floating_point() else x])
+    assert 4 not in sizes  # nothing was examined
+    x = x.double() if x.is_floating_point() else x
+    assert relative_error(found, expected(generator, x)) < 1e-10
+
+
+def test_a_table_that_is_a_head_too_is_confirmed(hooks: Hooks) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.table(x).tanh().mean(1))
+
+    generator = hooks(Tied().double())
+    tokens, sizes = torch.arange(32).view(16, 2) % 5, counted(generator.model)
+    found = jacobian(generator, [tokens])
+    assert 4 not in sizes
+    assert relative_error(found, expected(generator, tokens)) < 1e-12
 
 
 def test_directions_are_the_outputs_one_by_one_or_not() -> None:

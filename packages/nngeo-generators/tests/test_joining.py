@@ -53,6 +53,19 @@ def test_batches_of_two_kinds_stay_apart(first: Any, second: Any) -> None:
     assert len(parts(first, second)) == 2
 
 
+def test_a_batch_of_its_own_goes_on_before_the_next_is_read() -> None:
+    read: list[int] = []
+
+    def arriving() -> Iterator[tuple[Part, int]]:
+        for k in range(3):
+            read.append(k)
+            yield Part(X[:2], (k, k)), 2
+
+    for k, part in enumerate(join(arriving())):
+        assert read == list(range(k + 1))
+        assert part.numbers == (k, k)
+
+
 def test_nested_batches_are_joined_tensor_by_tensor() -> None:
     shared = object()
     (found,) = parts((X[:2], {"mask": X[:2] > 0}, "on", shared), (X[2:], {"mask": X[2:] > 0}, "on", shared))

@@ -22,7 +22,7 @@ from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
 from nngeo_generators.trust import differ, differing_layers
 
-__all__ = ["PlainPass", "Waiting", "are_outputs"]
+__all__ = ["PlainPass", "Waiting", "are_outputs", "scattered"]
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,34 @@ class Waiting:
     """A batch whose check waits for the first pass that has its examples.
 
     Attributes:
-        part: The batch.
+        part: The batch, in memory of its own.
         state: That of the model.
-        some: The examples that are looked at.
-        alone: The outputs of the last example alone.
+        some: The numbers of the examples that are looked at.
+        alone: The outputs of the last example of the batch alone.
+        most: How many examples that pass may have, if the plain one is to fit the memory budget beside it.
     """
 
     part: Part
     state: object
-    some: slice
+    some: Tensor
     alone: Tensor
+    most: int
+
+
+def scattered(n: int, count: int) -> Tensor:
+    """The numbers of some of the last 2 `count` of n examples, one of each pair of neighbours, in no regular order.
+
+    Those whose place has an even number of binary ones (Thue and Morse): of 16 places they have each remainder by 8, 4 and 2
+    equally often, so that examples are seen of every kind where kinds alternate, and none with the neighbours that it has
+    among all.
+    """
+    return torch.tensor([n - 2 * count + place for place in range(2 * count) if place.bit_count() % 2 == 0])
 
 
 def are_outputs(directions: Tensor) -> bool:
     """Whether output directions (c, n, ...) are the outputs themselves, one by one."""
     c, n = directions.shape[:2]
-    flat = directions.reshape(c, n, -1)
+    flat = directions.flatten(2)
     return flat.shape[2] == c and torch.equal(flat, torch.eye(c).to(flat)[:, None].expand(c, n, c))
 
 
@@ -56,29 +68,29 @@ class PlainPass:
         generator: Knows the model and its layers.
         network: Maps a batch to the outputs.
         batch: All examples.
-        some: Which of them it is about.
+        some: The numbers of those that it is about.
     """
 
-    def __init__(self, generator: Generator, network: Network, batch: Batch, some: slice) -> None:
+    def __init__(self, generator: Generator, network: Network, batch: Batch, some: Tensor) -> None:
         self.some, self.layers = some, generator.layer_collection
         self.parameters = leaves(generator.model, self.layers)
         with torch.enable_grad():
             self.graph = run_unwritten(partial(network.with_parameters, self.parameters), by_themselves(batch, some))
 
-    def confirms(self, outputs: Tensor, jacobians: JacobianBatch, alone: Tensor) -> bool:
+    def confirms(self, outputs: Tensor, jacobians: JacobianBatch) -> bool:
         """Whether the examples have these outputs and Jacobians; goes backward, and so is asked once.
 
-        Equal outputs show that examples do not mix and that nothing is random; sums w J equal to the plain gradient, with a
-        weight for each example and output, that every layer's Jacobian is exact and the examples are in their order.
+        Equal outputs show that these examples do not mix with others and that nothing about them is random; sums w J equal to
+        the plain gradient, with a weight for each example and output, that every layer's Jacobian is exact and the examples
+        are in their order.
 
         Args:
             outputs: Those of all examples.
             jacobians: Those of all examples, for the outputs as directions.
-            alone: The outputs of the last of these examples alone.
         """
         among_all, found = outputs[self.some], _of_examples(jacobians, self.some)
-        computed, by_themselves = coarsest(self.graph), self.graph.detach()
-        if found is None or differ(by_themselves, among_all, computed) or differ(alone, among_all[-1:], computed):
+        computed = coarsest(self.graph)
+        if found is None or differ(self.graph.detach(), among_all, computed):
             return False
         source = torch.Generator().manual_seed(0)
         weights = torch.randn(jacobians.total_directions, len(among_all), generator=source, dtype=jacobians.dtype)
@@ -88,7 +100,7 @@ class PlainPass:
         return not differing_layers(found, weights, plain, self.layers, computed, own)
 
 
-def _of_examples(batch: JacobianBatch, some: slice) -> dict[str, LayerJacobian] | None:
+def _of_examples(batch: JacobianBatch, some: Tensor) -> dict[str, LayerJacobian] | None:
     """The layers' Jacobians of some examples, or None if one of them does not say how."""
     found: Mapping[str, LayerJacobian | None] = {name: part.of_examples(some) for name, part in batch.layers.items()}
     known = {name: part for name, part in found.items() if part is not None}

@@ -27,6 +27,7 @@ from nngeo_generators.trust import check_repeatable, differ, differing_layers
 
 __all__ = [
     "by_themselves",
+    "check_among_all",
     "check_examples",
     "examined_plan",
     "outputs_alone",
@@ -36,6 +37,11 @@ __all__ = [
 ]
 
 Forward = Callable[[Sequence[Use]], Capture]
+
+MIXED = (
+    "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, attention along the "
+    "wrong axis), so no derivative of one example exists; the first dimension of every tensor must be that of the examples"
+)
 
 
 def run_unwritten(network: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
@@ -79,19 +85,29 @@ def check_examples(network: Network, batch: Batch, outputs: Tensor, alone: Tenso
     if apart:
         check_repeatable(network(batch), outputs, computed)
         if computed == torch.float64 or not _agree_in_float64(network, batch, apart):
-            raise UnsupportedLayerError(
-                "an example's outputs differ with the others in its batch: the model mixes examples (batch statistics, "
-                "attention along the wrong axis), so no derivative of one example exists; the first dimension of every "
-                "tensor must be that of the examples"
-            )
+            raise UnsupportedLayerError(MIXED)
 
 
-def by_themselves(batch: Batch, some: slice) -> Batch:
+def check_among_all(network: Network, batch: Batch, some: Tensor) -> None:
+    """Raise unless a network gives some examples of a batch by themselves what it gives them among all.
+
+    Raises:
+        UnsupportedLayerError: The model mixes examples, or does something else with many of them than with few.
+    """
+    with torch.enable_grad():
+        found = outputs_alone(network, by_themselves(batch, some), batch)
+    computed = coarsest(found)
+    differs = differ(found.detach(), network(batch).detach()[some], computed)
+    if differs and (computed == torch.float64 or not _agree_in_float64(network, batch, [some])):
+        raise UnsupportedLayerError(MIXED)
+
+
+def by_themselves(batch: Batch, some: slice | Tensor) -> Batch:
     """Some examples of a batch, which lie in memory as a batch of their own would."""
     return map_tensors(select_examples(batch, some), Tensor.contiguous)
 
 
-def _agree_in_float64(network: Network, batch: Batch, apart: Sequence[slice]) -> bool:
+def _agree_in_float64(network: Network, batch: Batch, apart: Sequence[slice | Tensor]) -> bool:
     """Whether some examples have the same outputs by themselves as among all when they are computed with more digits.
 
     Then what differed is the rounding of one batch size and another, of which outputs near to zero may be made, such as a

@@ -14,7 +14,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples
+from nngeo_core.sweep.examples import Batch, count_examples, map_tensors, move_batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import (
@@ -28,16 +28,24 @@ from nngeo_generators.chunking import (
     measure_graph,
     signed_blocks,
 )
-from nngeo_generators.confirmation import PlainPass, Waiting, are_outputs
+from nngeo_generators.confirmation import PlainPass, Waiting, are_outputs, scattered
 from nngeo_generators.coverage import Coverage, coverage_of
-from nngeo_generators.examination import check_examples, examined_plan, outputs_alone, raise_alone, run_unwritten
+from nngeo_generators.examination import (
+    check_among_all,
+    check_examples,
+    examined_plan,
+    outputs_alone,
+    raise_alone,
+    run_unwritten,
+)
+from nngeo_generators.graph import coarsest
 from nngeo_generators.joining import Part, join
 from nngeo_generators.linearize import Sound, all_ways
 from nngeo_generators.matrix_free import fisher_form, fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
 from nngeo_generators.rules.generic import GenericRule
-from nngeo_generators.trust import check_finite, checked_state
+from nngeo_generators.trust import check_finite, checked_state, differ
 
 __all__ = ["HooksGenerator"]
 
@@ -85,7 +93,6 @@ class HooksGenerator(Generator):
         self._chunks: dict[object, Chunks] = {}
         self._graphs: dict[object, Graph] = {}
         self._alone: tuple[Sequence[Use], Capture, Graph] | None = None
-        self._waiting: Waiting | None = None
         self._measured_shapes: object = None
         self._budget = self.memory_budget or DEFAULT_MEMORY_BUDGET
         self._ways = [*all_ways(), self._by_layers]
@@ -117,9 +124,9 @@ class HooksGenerator(Generator):
     def stream(self, batches: Iterable[Batch]) -> PythonGenerator[JacobianBatch, None, None]:
         """The Jacobians of all examples: whole examples with all their directions where those fit the memory budget."""
         keep_freed_memory(self.device, self._budget)
-        self._waiting = None
-        for part in join(self._arriving(batches)):
-            confirmed = self._confirmed(part)
+        waiting: list[Waiting] = []
+        for part in join(self._arriving(batches, waiting)):
+            confirmed = self._confirmed(part, waiting.pop()) if waiting else None
             if confirmed is not None:
                 yield confirmed
                 continue
@@ -131,10 +138,16 @@ class HooksGenerator(Generator):
                 for directions in signed_blocks(total, negative, chunks.directions):
                     yield self._slice(capture, chunk.batch, directions, total, total - negative)
 
-    def _arriving(self, batches: Iterable[Batch]) -> Iterator[tuple[Part, int]]:
-        """The batches that have examples, trusted, each with how many examples it may be joined to."""
-        for part, state in self._numbered(batches):
-            self._trust(part, state, may_wait=True)
+    def _arriving(self, batches: Iterable[Batch], waiting: list[Waiting]) -> Iterator[tuple[Part, int]]:
+        """The batches that have examples, each with how many examples it may be joined to.
+
+        They are trusted, but for a first one whose check can wait, and those like it: what waits is put on the list.
+        """
+        for place, (part, state) in enumerate(self._numbered(batches)):
+            if waiting and part.shapes != waiting[0].part.shapes:
+                self._trust(waiting[0].part, waiting.pop().state)
+            if not waiting:
+                waiting += self._trust(part, state, may_wait=place == 0)
             yield part, self._joined(self._chunks_of(part).joined)
 
     def _joined(self, most: int) -> int:
@@ -198,70 +211,74 @@ class HooksGenerator(Generator):
         dtype, sign = result_dtype(outputs.dtype), 1 if chosen.start < positive or not total else -1
         return JacobianBatch(layers, capture.n, chosen, total, dtype, outputs.device, sign)
 
-    def _trust(self, part: Part, state: object, may_wait: bool = False) -> None:
-        """The check of the model, when it is due; one that may wait is left to `_confirmed`, where that can be."""
-        if self._waiting is not None:
-            if may_wait and part.shapes == self._waiting.part.shapes:
-                return
-            waiting, self._waiting = self._waiting, None
-            self._trust(waiting.part, waiting.state)
+    def _trust(self, part: Part, state: object, may_wait: bool = False) -> list[Waiting]:
+        """The check of the model, when it is due; what waits, where that may be and can."""
         n, shapes = len(part.numbers), part.shapes
         due = self._is_due(self._trusted, state, n)
         if due or (self.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
             plan = self._first_plan if due else self._plan
             self._measure(part, plan)
             sample = self._sample(part, self._examined_bytes(part))
-            self._waiting = self._wait(part, state, len(sample.numbers)) if may_wait and due else None
-            if self._waiting is not None:
+            waiting = self._wait(part, state, len(sample.numbers)) if may_wait and due else None
+            if waiting is not None:
                 self._plan, self._batched = plan, True
                 self._chunks.clear()
-                return
+                return [waiting]
             self._examine(sample, plan, seen=not due)
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
+        return []
 
     def _wait(self, part: Part, state: object, examined: int) -> Waiting | None:
-        """What waits, if a pass over a batch and what it is joined to may show all that an examination would."""
+        """What waits, if a pass over a batch and what it is joined to may show what an examination would."""
         n, generic = len(part.numbers), any(isinstance(use.rule, GenericRule) for use in self._first_plan)
         if self.check != "first-batch" or self._alone is None or n < 2 * examined or generic:
             return None  # an examination may find something better than a generic rule
         _, capture, graph = self._alone
-        alone, last = capture.outputs.detach(), select_examples(part.batch, slice(n - 1, n))
+        one, alone, last = capture.footprint, capture.outputs.detach(), select_examples(part.batch, slice(n - 1, n))
         total, negative = self.count_directions(alone, last)
-        chunks = choose_chunks(capture.footprint, total, self.device, self._budget, graph)
-        if negative or chunks.examples < n or not are_outputs(self.directions(alone, last, slice(0, total))):
+        chunks = choose_chunks(one, total, self.device, self._budget, graph)
+        if not total or negative or chunks.examples < n:
             return None
-        every_other = slice(n + 1 - 2 * examined, n, 2)  # neighbours that mix in groups have others beside them
-        return Waiting(part, state, every_other, alone)
+        if not are_outputs(self.directions(alone, last, slice(0, total))):
+            return None
+        each = one.inputs + total * (one.gradients + IN_FLIGHT * graph.largest) + graph.total
+        batch = map_tensors(part.batch, Tensor.clone)  # a loader may fill its memory with the next one
+        kept = Part(batch, part.numbers)
+        return Waiting(kept, state, scattered(n, examined), alone, self._budget // max(1, each) - examined)
 
-    def _confirmed(self, part: Part) -> JacobianBatch | None:
-        """The Jacobians of examples that begin with those that wait for their check, if they pass it.
+    def _confirmed(self, part: Part, waiting: Waiting) -> JacobianBatch | None:
+        """The Jacobians of examples that begin with those whose check waits, if they pass it.
 
-        None if nothing waits, or if they do not show it: then the examination has had its say.
+        None if they do not show it: then the examination, which knows few examples, has had its say, and the outputs are
+        those of few examples.
         """
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
+        if len(part.numbers) > waiting.most:
+            self._trust(waiting.part, waiting.state)
             return None
         try:
             batch = self._by_plain_pass(part, waiting)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # an examination says what is wrong
+        except Exception:  # of the model, on all examples or on some: the examination says what is wrong
             batch = None
         if batch is None:
             self._trust(waiting.part, waiting.state)
+            check_among_all(self._network, part.batch, waiting.some)
         else:
             self._examined_shapes, self._trusted = {part.shapes}, (waiting.state, True)
         return batch
 
     def _by_plain_pass(self, part: Part, waiting: Waiting) -> JacobianBatch | None:
-        """The Jacobians of examples from one pass, if a plain pass confirms them."""
+        """The Jacobians of examples from one pass, if a plain pass and one over the last example alone confirm them."""
         plain = PlainPass(self, self._network, part.batch, waiting.some)
         capture = self._forward(part, self._plan)
-        outputs = capture.outputs.detach()
+        outputs, last = capture.outputs.detach(), len(waiting.part.numbers) - 1
+        if differ(waiting.alone, outputs[last : last + 1], coarsest(capture.outputs)):
+            return None
         total, _ = self.count_directions(outputs, part.batch)
         batch = self._slice(capture, part.batch, slice(0, total), total, total)
-        return batch if plain.confirms(outputs, batch, waiting.alone) else None
+        return batch if plain.confirms(outputs, batch) else None
 
     def _chunks_of(self, part: Part) -> Chunks:
         """How to cut examples, found from the last of them alone."""

@@ -49,18 +49,20 @@ def join(arriving: Iterable[tuple[Part, int]]) -> Iterator[Part]:
     """
     waiting: list[Part] = []
     for arrived, most in arriving:
-        part = arrived if len(arrived.numbers) >= most else _kept(arrived)
-        count = sum(len(other.numbers) for other in waiting) + len(part.numbers)
-        if waiting and (count > most or not _alike(waiting[0], part)):
+        count = sum(len(part.numbers) for part in waiting) + len(arrived.numbers)
+        if waiting and (count > most or not _alike(waiting[0], arrived)):
             yield _joined(waiting)
             waiting = []
-        waiting.append(part)
+        if len(arrived.numbers) >= most:  # goes on at once: a loader may fill its memory with the next batch
+            yield arrived
+        else:
+            waiting.append(_kept(arrived))
     if waiting:
         yield _joined(waiting)
 
 
 def _kept(part: Part) -> Part:
-    """With tensors of its own: a loader may fill the same memory with the next batch."""
+    """With tensors of its own, since the next batch may be read into the same memory."""
     return Part(map_tensors(part.batch, Tensor.clone), part.numbers)
 
 

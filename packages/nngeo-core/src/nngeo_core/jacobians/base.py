@@ -51,8 +51,8 @@ class LayerJacobian(ABC):
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
 
-    def of_examples(self, examples: slice) -> "LayerJacobian | None":
-        """J of some examples in the same structure, or None where a subclass does not say how."""
+    def of_examples(self, examples: slice | Tensor) -> "LayerJacobian | None":
+        """J of some examples, a slice or their numbers, in the same structure; None where a subclass does not say how."""
         return None
 
     def dense_rows(self, examples: slice) -> Tensor:

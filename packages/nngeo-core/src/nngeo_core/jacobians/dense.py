@@ -40,7 +40,7 @@ class DenseJacobian(LayerJacobian):
         """The stored tensor itself."""
         return self.tensor
 
-    def of_examples(self, examples: slice) -> "DenseJacobian":
+    def of_examples(self, examples: slice | Tensor) -> "DenseJacobian":
         """J of some examples."""
         return DenseJacobian(self.tensor[:, examples])
 

@@ -5,7 +5,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nngeo_core.jacobians.contraction import BLOCK_BYTES, Pairing, blocks, in_sequence_is_cheaper
+from nngeo_core.jacobians.contraction import Pairing, blocks, in_sequence_is_cheaper
 
 __all__ = ["add_gram_of_one_position_", "add_gram_of_positions_", "lies_as_matrix", "write_gram_of_one_position_"]
 
@@ -77,8 +77,9 @@ def _add_all(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None:
         return
     in_sequence = in_sequence_is_cheaper((c, n, s), (k, m, t), w)
     if not in_sequence and c * n * k * m >= LARGE:
-        for i, j in product(range(s), range(t)):
-            add_gram_of_one_position_(total, inputs[:, i, :, j], g[:, :, i], other[:, :, j])
+        for rows in blocks(n, c * k * m * g.element_size()):
+            for i, j in product(range(s), range(t)):
+                add_gram_of_one_position_(total[:, rows], inputs[rows, i, :, j], g[:, rows, i], other[:, :, j])
         return
     each = (k * m * w if in_sequence else c * k * m * t) * s * g.element_size()
     for rows in blocks(n, each):
@@ -109,9 +110,10 @@ def _add_summed(total: Tensor, inputs: Tensor, g: Tensor, other: Tensor) -> None
     (c, n, s, w), (_, m, t, _) = g.shape, other.shape
     left, right = (x.movedim(0, 2).reshape(*x.shape[1:3], c * w) for x in (g, other))
     if n * m >= LARGE:
-        for i, j in product(range(s), range(t)):
-            total.addcmul_(left[:, i] @ right[:, j].T, inputs[:, i, :, j])
+        for rows in blocks(n, m * g.element_size()):
+            for i, j in product(range(s), range(t)):
+                total[rows].addcmul_(left[rows, i] @ right[:, j].T, inputs[rows, i, :, j])
         return
-    for rows in blocks(n, s * m * t * g.element_size(), BLOCK_BYTES):
+    for rows in blocks(n, s * m * t * g.element_size()):
         products = (left[rows].reshape(-1, c * w) @ right.reshape(m * t, c * w).T).view(-1, s, m, t)
         total[rows] += products.mul_(inputs[rows]).sum((1, 3))

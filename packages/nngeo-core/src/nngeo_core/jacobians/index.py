@@ -86,7 +86,7 @@ class IndexJacobian(LayerJacobian):
         dense.index_add_(1, example * self.rows + self.index[kept], g)
         return dense.view(c, n, -1)
 
-    def of_examples(self, examples: slice) -> "IndexJacobian":
+    def of_examples(self, examples: slice | Tensor) -> "IndexJacobian":
         """J of some examples."""
         return IndexJacobian(self.index[examples], self.g[:, examples], self.rows)
 

@@ -119,7 +119,7 @@ class KroneckerJacobian(LayerJacobian):
         weight = torch.stack([self._gradients(g) for g in self.g])
         return self.layout.pack(weight, self._bias_gradients())
 
-    def of_examples(self, examples: slice) -> "KroneckerJacobian":
+    def of_examples(self, examples: slice | Tensor) -> "KroneckerJacobian":
         """J of some examples."""
         mask = None if self.mask is None else self.mask[examples]
         return KroneckerJacobian(self.a[examples], self.g[:, examples], self.layout, mask)

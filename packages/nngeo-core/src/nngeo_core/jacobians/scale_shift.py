@@ -50,7 +50,7 @@ class ScaleShiftJacobian(LayerJacobian):
         """Bytes of the inputs."""
         return int(self.x_hat.nbytes)
 
-    def of_examples(self, examples: slice) -> "ScaleShiftJacobian":
+    def of_examples(self, examples: slice | Tensor) -> "ScaleShiftJacobian":
         """J of some examples."""
         return ScaleShiftJacobian(self.x_hat[examples], self.g[:, examples], self.has_bias)
 

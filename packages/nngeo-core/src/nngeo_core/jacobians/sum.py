@@ -55,7 +55,7 @@ class SumJacobian(LayerJacobian):
         """J, shape (c, n, d)."""
         return reduce(torch.add, (part.to_dense() for part in self.parts))
 
-    def of_examples(self, examples: slice) -> LayerJacobian | None:
+    def of_examples(self, examples: slice | Tensor) -> LayerJacobian | None:
         """J of some examples, if all parts say how."""
         parts = [part.of_examples(examples) for part in self.parts]
         known = tuple(part for part in parts if part is not None)

@@ -146,8 +146,8 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     return map_tensors(batch, move)
 
 
-def select_examples(batch: Batch, chosen: slice) -> Batch:
-    """Some examples of a batch; what is no tensor goes along whole.
+def select_examples(batch: Batch, chosen: slice | Tensor) -> Batch:
+    """Some examples of a batch, a slice or their numbers; what is no tensor goes along whole.
 
     Raises:
         ShapeError: The batch holds a list with one entry for each example, which cannot be told from a shared one.

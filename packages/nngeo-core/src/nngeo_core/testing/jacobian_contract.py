@@ -113,6 +113,10 @@ def _check_of_examples(jacobian: LayerJacobian, other: LayerJacobian) -> None:
         part = jacobian.of_examples(some)
         if part is not None:
             agree(part.to_dense(), _dense(jacobian)[:, some], f"of_examples({some})")
+    chosen = torch.tensor([n - 1, 0] if n else [], dtype=torch.int64, device=jacobian.device)
+    part = jacobian.of_examples(chosen)
+    if part is not None and n:
+        agree(part.to_dense(), _dense(jacobian)[:, chosen], f"of_examples({chosen})")
 
 
 def _check_jvp(jacobian: LayerJacobian, other: LayerJacobian) -> None:
