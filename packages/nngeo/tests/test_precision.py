@@ -111,6 +111,11 @@ KINDS = [
 def test_sums_and_products_are_in_float32_at_least(name: str, dtype: torch.dtype, where: str) -> None:
     """Within the rounding of the dtype that the model computes in; and sums agree among themselves to that of their own."""
     model, x, context = built(name, dtype, where)
+    try:
+        with context:
+            model(x)
+    except RuntimeError as error:  # a processor without AVX-512 has no LSTM in bfloat16
+        pytest.skip(f"torch itself cannot run this model here: {error}")
     kept, computed = torch.promote_types(dtype, torch.float32), dtype if where == "plain" else torch.bfloat16
     v: PVector | None = None
     with context:
