@@ -4,7 +4,7 @@ The pass over more is one that a computation needs anyway, so that it takes fewe
 and one backward. It says yes or no; an examination says what is wrong, and mends what can be mended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,16 +13,20 @@ from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.batch import JacobianBatch
-from nngeo_core.sweep.examples import Batch
+from nngeo_core.sweep.examples import Batch, map_tensors, select_examples
 from nngeo_core.sweep.generator import Generator
+from nngeo_generators.capture import Capture
+from nngeo_generators.chunking import IN_FLIGHT, Graph, choose_chunks
 from nngeo_generators.examination import by_themselves, plain_gradient, run_unwritten
 from nngeo_generators.graph import coarsest, keeps_precision
 from nngeo_generators.joining import Part
 from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
+from nngeo_generators.plan import Use
+from nngeo_generators.rules.generic import GenericRule
 from nngeo_generators.trust import differ, differing_layers
 
-__all__ = ["PlainPass", "Waiting", "are_outputs", "scattered"]
+__all__ = ["PlainPass", "Waiting", "are_outputs", "scattered", "what_waits"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,41 @@ def scattered(n: int, count: int) -> Tensor:
     among all.
     """
     return torch.tensor([n - 2 * count + place for place in range(2 * count) if place.bit_count() % 2 == 0])
+
+
+def what_waits(
+    generator: Generator,
+    part: Part,
+    state: object,
+    measured: tuple[Sequence[Use], Capture, Graph],
+    memory_budget: int,
+    examined: int,
+) -> Waiting | None:
+    """What waits, if a pass over a batch and what it is joined to may show what an examination would.
+
+    Args:
+        generator: Knows the directions.
+        part: The batch.
+        state: That of the model.
+        measured: A plan, the last example of the batch alone by that, and its graph.
+        memory_budget: In bytes.
+        examined: How many examples an examination would take.
+    """
+    plan, capture, graph = measured
+    n, one, alone = len(part.numbers), capture.footprint, capture.outputs.detach()
+    if n < 2 * examined or any(isinstance(use.rule, GenericRule) for use in plan):
+        return None  # an examination may find something better than a generic rule
+    last = select_examples(part.batch, slice(n - 1, n))
+    total, negative = generator.count_directions(alone, last)
+    chunks = choose_chunks(one, total, generator.device, memory_budget, graph)
+    if not total or negative or chunks.examples < n:
+        return None
+    if not are_outputs(generator.directions(alone, last, slice(0, total))):
+        return None
+    each = one.inputs + total * (one.gradients + IN_FLIGHT * graph.largest) + graph.total
+    batch = map_tensors(part.batch, Tensor.clone)  # a loader may fill its memory with the next one
+    most = memory_budget // max(1, each) - examined
+    return Waiting(Part(batch, part.numbers), state, scattered(n, examined), alone, most)
 
 
 def are_outputs(directions: Tensor) -> bool:

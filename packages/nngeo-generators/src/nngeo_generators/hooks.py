@@ -14,7 +14,7 @@ from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.jacobians.contraction import blocks
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.likelihoods.base import Likelihood
-from nngeo_core.sweep.examples import Batch, count_examples, map_tensors, move_batch, select_examples
+from nngeo_core.sweep.examples import Batch, count_examples, move_batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture, listening
 from nngeo_generators.chunking import (
@@ -28,7 +28,7 @@ from nngeo_generators.chunking import (
     measure_graph,
     signed_blocks,
 )
-from nngeo_generators.confirmation import PlainPass, Waiting, are_outputs, scattered
+from nngeo_generators.confirmation import PlainPass, Waiting, what_waits
 from nngeo_generators.coverage import Coverage, coverage_of
 from nngeo_generators.examination import (
     check_among_all,
@@ -44,7 +44,6 @@ from nngeo_generators.linearize import Sound, all_ways
 from nngeo_generators.matrix_free import fisher_form, fisher_product, pull_back, push_forward
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use, make_plan
-from nngeo_generators.rules.generic import GenericRule
 from nngeo_generators.trust import check_finite, checked_state, differ
 
 __all__ = ["HooksGenerator"]
@@ -219,7 +218,9 @@ class HooksGenerator(Generator):
             plan = self._first_plan if due else self._plan
             self._measure(part, plan)
             sample = self._sample(part, self._examined_bytes(part))
-            waiting = self._wait(part, state, len(sample.numbers)) if may_wait and due else None
+            waiting = None
+            if may_wait and due and self.check == "first-batch" and self._alone is not None:
+                waiting = what_waits(self, part, state, self._alone, self._budget, len(sample.numbers))
             if waiting is not None:
                 self._plan, self._batched = plan, True
                 self._chunks.clear()
@@ -228,24 +229,6 @@ class HooksGenerator(Generator):
             self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
             self._trusted = (state, n > 1)
         return []
-
-    def _wait(self, part: Part, state: object, examined: int) -> Waiting | None:
-        """What waits, if a pass over a batch and what it is joined to may show what an examination would."""
-        n, generic = len(part.numbers), any(isinstance(use.rule, GenericRule) for use in self._first_plan)
-        if self.check != "first-batch" or self._alone is None or n < 2 * examined or generic:
-            return None  # an examination may find something better than a generic rule
-        _, capture, graph = self._alone
-        one, alone, last = capture.footprint, capture.outputs.detach(), select_examples(part.batch, slice(n - 1, n))
-        total, negative = self.count_directions(alone, last)
-        chunks = choose_chunks(one, total, self.device, self._budget, graph)
-        if not total or negative or chunks.examples < n:
-            return None
-        if not are_outputs(self.directions(alone, last, slice(0, total))):
-            return None
-        each = one.inputs + total * (one.gradients + IN_FLIGHT * graph.largest) + graph.total
-        batch = map_tensors(part.batch, Tensor.clone)  # a loader may fill its memory with the next one
-        kept = Part(batch, part.numbers)
-        return Waiting(kept, state, scattered(n, examined), alone, self._budget // max(1, each) - examined)
 
     def _confirmed(self, part: Part, waiting: Waiting) -> JacobianBatch | None:
         """The Jacobians of examples that begin with those whose check waits, if they pass it.
