@@ -89,7 +89,7 @@ def test_a_bare_parameter_is_examined_since_it_may_have_a_better_way(hooks: Hook
     sizes = counted(generator.model)
     assert relative_error(jacobian(generator), expected(generator)) < 1e-12
     assert 4 in sizes
-    assert "stand-in" in str(generator.coverage()) or "copy" in str(generator.coverage())
+    assert "one copy for each example" in str(generator.coverage())
 
 
 def others(h: Tensor) -> Tensor:
@@ -319,8 +319,10 @@ def test_every_kind_of_a_period_is_looked_at_equally_often(period: int, count: i
 def test_what_is_done_with_many_examples_alone_is_refused(
     forward: Callable[[Any, Tensor], Tensor], build: Build, hooks: Hooks
 ) -> None:
-    with pytest.raises(UnsupportedLayerError, match="mixes examples"):
-        jacobian(hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2))))
+    generator = hooks(build(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
+    for _ in range(2):  # an error that was caught does not make it trusted
+        with pytest.raises(UnsupportedLayerError, match="mixes examples"):
+            jacobian(generator)
 
 
 def refilled(after: float) -> Iterator[Tensor]:
@@ -342,7 +344,7 @@ def test_examples_are_examined_as_they_came(after: float, build: Build, hooks: H
 def test_no_outputs_are_no_reason_to_wait(likelihood: Any, build: Build, hooks: Hooks) -> None:
     generator = hooks(build(lambda net, x: net.a(x)[:, :0], a=nn.Linear(3, 2)))
     with torch.no_grad():
-        assert [batch.total_directions for batch in generator.stream([X])] in ([], [0])
+        assert list(generator.stream([X])) == []
 
 
 def test_streams_within_streams_are_each_checked(build: Build, hooks: Hooks) -> None:

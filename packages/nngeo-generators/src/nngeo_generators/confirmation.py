@@ -13,13 +13,13 @@ from torch import Tensor
 
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.batch import JacobianBatch
-from nngeo_core.sweep.examples import Batch, map_tensors, select_examples
+from nngeo_core.sweep.examples import Batch, select_examples
 from nngeo_core.sweep.generator import Generator
 from nngeo_generators.capture import Capture
-from nngeo_generators.chunking import IN_FLIGHT, Graph, choose_chunks
+from nngeo_generators.chunking import Graph, choose_chunks
 from nngeo_generators.examination import by_themselves, plain_gradient, run_unwritten
 from nngeo_generators.graph import coarsest, keeps_precision
-from nngeo_generators.joining import Part
+from nngeo_generators.joining import Part, kept
 from nngeo_generators.matrix_free import leaves
 from nngeo_generators.network import Network
 from nngeo_generators.plan import Use
@@ -82,15 +82,11 @@ def what_waits(
         return None  # an examination may find something better than a generic rule
     last = select_examples(part.batch, slice(n - 1, n))
     total, negative = generator.count_directions(alone, last)
-    chunks = choose_chunks(one, total, generator.device, memory_budget, graph)
-    if not total or negative or chunks.examples < n:
+    beside = examined * graph.total  # of the plain pass
+    most = choose_chunks(one, total, generator.device, memory_budget - beside, graph).joined
+    if not total or negative or n > most or not are_outputs(generator.directions(alone, last, slice(0, total))):
         return None
-    if not are_outputs(generator.directions(alone, last, slice(0, total))):
-        return None
-    each = one.inputs + total * (one.gradients + IN_FLIGHT * graph.largest) + graph.total
-    batch = map_tensors(part.batch, Tensor.clone)  # a loader may fill its memory with the next one
-    most = memory_budget // max(1, each) - examined
-    return Waiting(Part(batch, part.numbers), state, scattered(n, examined), alone, most)
+    return Waiting(kept(part), state, scattered(n, examined), alone, most)
 
 
 def are_outputs(directions: Tensor) -> bool:

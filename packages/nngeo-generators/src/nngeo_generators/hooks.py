@@ -144,7 +144,8 @@ class HooksGenerator(Generator):
         """
         for place, (part, state) in enumerate(self._numbered(batches)):
             if waiting and part.shapes != waiting[0].part.shapes:
-                self._trust(waiting[0].part, waiting.pop().state)
+                first = waiting.pop()
+                self._trust(first.part, first.state)
             if not waiting:
                 waiting += self._trust(part, state, may_wait=place == 0)
             yield part, self._joined(self._chunks_of(part).joined)
@@ -247,9 +248,9 @@ class HooksGenerator(Generator):
             batch = None
         if batch is None:
             self._trust(waiting.part, waiting.state)
+            self._trusted = None  # not yet: an error from here on has to come again
             check_among_all(self._network, part.batch, waiting.some)
-        else:
-            self._examined_shapes, self._trusted = {part.shapes}, (waiting.state, True)
+        self._examined_shapes, self._trusted = {part.shapes}, (waiting.state, True)
         return batch
 
     def _by_plain_pass(self, part: Part, waiting: Waiting) -> JacobianBatch | None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nngeo_core.sweep.examples import Batch, example_shapes, map_tensors, select_examples
 
-__all__ = ["Part", "join"]
+__all__ = ["Part", "join", "kept"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def join(arriving: Iterable[tuple[Part, int]]) -> Iterator[Part]:
         if len(arrived.numbers) >= most:  # goes on at once: a loader may fill its memory with the next batch
             yield arrived
         else:
-            waiting.append(_kept(arrived))
+            waiting.append(kept(arrived))
     if waiting:
         yield _joined(waiting)
 
 
-def _kept(part: Part) -> Part:
+def kept(part: Part) -> Part:
     """With tensors of its own, since the next batch may be read into the same memory."""
     return Part(map_tensors(part.batch, Tensor.clone), part.numbers)
 
