@@ -98,19 +98,29 @@ class Chunks:
 
 
 def measure_graph(run: Callable[[], T], known: Iterable[Tensor]) -> tuple[T, Graph]:
-    """What `run` returns, and what autograd keeps for a backward pass, the known tensors (parameters) left out."""
-    kept: dict[int, int] = {}
+    """What `run` returns, and what autograd keeps for a backward pass, the known tensors (parameters) left out.
 
-    def keep(tensor: Tensor) -> Tensor:
+    A node that keeps what it returned would be kept by it in turn, through autograd where no garbage collector looks. So what
+    is kept is cut from the graph once `run` has ended, which may itself have differentiated twice.
+    """
+    sizes: dict[int, int] = {}
+    kept: list[list[Tensor]] = []
+
+    def keep(tensor: Tensor) -> list[Tensor]:
         storage = tensor.untyped_storage()  # of which an example may be only a part, and several tensors may be views
-        kept[storage.data_ptr()] = min(storage.nbytes(), kept.get(storage.data_ptr(), 0) + tensor.nbytes)
-        return tensor
+        sizes[storage.data_ptr()] = min(storage.nbytes(), sizes.get(storage.data_ptr(), 0) + tensor.nbytes)
+        kept.append([tensor])
+        return kept[-1]
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = run()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held[0]):
+            result = run()
+    finally:
+        for held in kept:
+            held[0] = held[0].detach()
     for tensor in known:
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
-    return result, Graph(sum(kept.values()), max(kept.values(), default=0))
+        sizes.pop(tensor.untyped_storage().data_ptr(), None)
+    return result, Graph(sum(sizes.values()), max(sizes.values(), default=0))
 
 
 def measure(calls: Iterable[tuple[int, int]], beside: int = 0) -> Footprint:
