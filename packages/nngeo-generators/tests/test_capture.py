@@ -90,7 +90,7 @@ def test_an_output_that_another_one_is_computed_from(build: Build, hooks: Hooks)
 
     generator = hooks(build(forward, a=Pair(), b=nn.Linear(3, 2)))
     assert_exact(generator, draw(4, 3))
-    assert {use.path for use in generator._plan} == {"a", "b"}  # not the model around them
+    assert {use.path for use in generator._known.plan} == {"a", "b"}  # not the model around them
 
 
 @pytest.mark.parametrize("frozen", [("a",), ("b",), ("a", "b")], ids=str)

@@ -23,7 +23,7 @@ X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_se
 def ways(generator: HooksGenerator, x: Tensor = X) -> dict[str, str]:
     """How each layer is read after the examination: rule, and path of the module."""
     generator.jacobian(x)
-    return {use.layer_id: f"{use.rule.name} {use.path}".strip() for use in generator._plan}
+    return {use.layer_id: f"{use.rule.name} {use.path}".strip() for use in generator._known.plan}
 
 
 def network(forward: Callable[[Tensor], Any]) -> Network:
@@ -103,7 +103,7 @@ def test_backward_passes_go_one_by_one_where_they_must(build: Build, hooks: Hook
         hooks(build(forward, a=nn.Linear(3, 2))) for forward in (lambda s, x: s.a(x), lambda s, x: Numpy.apply(s.a(x)))
     )
     assert ways(plain) == ways(custom) == {"a": "linear a"}
-    assert (plain._batched, custom._batched) == (True, False)
+    assert (plain._known.batched, custom._known.batched) == (True, False)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -288,10 +288,10 @@ def test_what_one_shape_takes_is_not_taken_for_another(hooks: Hooks) -> None:
     generator = hooks(model, function=lambda x: model(x).flatten(1))
     v = next(iter(generator.stream([X.view(7, 1, 3)])))
     assert v.total_directions == 2
-    generator._trust(generator_part(X.expand(2, 7, 3)[:, :4]), checked_state(model))
+    generator._known.trust(generator_part(X.expand(2, 7, 3)[:, :4]), checked_state(model))
     (single,) = generator.stream([X[None]])
     assert (single.n_examples, single.total_directions) == (1, 14)
-    assert list(generator._chunks.values())[-1].directions == 14
+    assert list(generator._known._chunks.values())[-1].directions == 14
 
 
 def generator_part(batch: Tensor) -> Part:

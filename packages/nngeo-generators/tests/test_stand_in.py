@@ -103,7 +103,7 @@ def check(model: nn.Module, x: Tensor, **options: Any) -> HooksGenerator:
 
 
 def rule_of_the_bare_parameter(generator: HooksGenerator) -> str:
-    return next(use.rule.name for use in generator._plan if use.names[0].endswith("bare"))
+    return next(use.rule.name for use in generator._known.plan if use.names[0].endswith("bare"))
 
 
 @pytest.mark.parametrize(("forward", "shape"), TAKEN.values(), ids=TAKEN)
