@@ -1,6 +1,7 @@
 """`undisturbed`: buffers, random states and modes are as before, whatever happens inside."""
 
 import random
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -189,3 +190,21 @@ def test_modules_that_a_call_adds_or_replaces_are_as_before() -> None:
     with undisturbed(model, CPU):
         model[0], model.extra = nn.Identity(), nn.Linear(1, 1)
     assert model[0] is first and list(model.state_dict()) == names
+
+
+def test_threads_take_turns() -> None:
+    """What one puts back would be what the other one set: torch's switches, modules' attributes, random states."""
+    model, entered, waits = Holder(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        waits.set()
+        with undisturbed(Holder(), CPU):
+            entered.set()
+
+    thread = threading.Thread(target=other)
+    with undisturbed(model, CPU), undisturbed(model, CPU):  # a computation may be part of another one
+        thread.start()
+        waits.wait()
+        assert not entered.wait(0.2)
+    thread.join()
+    assert entered.is_set()

@@ -1,6 +1,7 @@
 """What a computation allocates is free once its result is: none of it lives on, where not even a garbage collector looks."""
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -108,6 +109,28 @@ def test_nothing_is_left_of_what_failed_half_way(model: nn.Module, hooks: Hooks)
 
     model[4].register_forward_hook(fails)
     assert left(lambda: hooks(model).jacobian(torch.randn(5, 3, dtype=torch.float64))) == 0
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4])
+def test_a_generator_keeps_nothing_of_a_batch_that_failed(last: int, model: nn.Module, hooks: Hooks) -> None:
+    """An interruption in any of its passes: the graph of an example would hold the whole batch until the next one."""
+    calls = 0
+
+    def fails(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise KeyboardInterrupt
+
+    model.register_forward_hook(fails)
+    generator, batch = hooks(model), torch.randn(5, 3, dtype=torch.float64)
+    with pytest.raises(KeyboardInterrupt):
+        generator.jacobian(batch)
+    gone = weakref.ref(batch)
+    del batch
+    gc.collect()
+    assert gone() is None
+    assert generator.jacobian(torch.ones(1, 3, dtype=torch.float64)).n_examples == 1
 
 
 def test_a_measured_graph_can_be_gone_back_through(model: nn.Module) -> None:

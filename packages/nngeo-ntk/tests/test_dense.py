@@ -33,6 +33,33 @@ def test_a_changed_kernel_is_factorized_again() -> None:
     assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.5, 0.5]]
     kernel.data *= 3
     assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.25, 0.25]]
+    kernel.data = (torch.eye(2) * 7).view(1, 2, 1, 2).mul_(1)  # of the same version
+    assert kernel.solve(u, 1.0).vector_repr.tolist() == [[0.125, 0.125]]
+
+
+@pytest.mark.parametrize("representation", ["dense", "blockdiag", "trace"])
+def test_solutions_are_differentiable_whatever_was_solved_before(representation: str) -> None:
+    model, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    kernel = GramMatrix(model, x, representation)
+    c, n, _, _ = kernel.size()
+    with torch.inference_mode():
+        kernel.solve(FVector(torch.ones(c, n, dtype=torch.float64)), 0.1)
+    u = torch.randn(c, n, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda u: kernel.solve(FVector(u), 0.1).vector_repr, u)
+
+
+def test_solutions_are_differentiable_with_respect_to_data_that_want_it() -> None:
+    root = torch.randn(6, 6, dtype=torch.float64)
+    data = (root @ root.T).view(2, 3, 2, 3).requires_grad_()
+    kernel, u = FMatDense(data=data), torch.randn(2, 3, dtype=torch.float64)
+    matrix = data.detach().view(6, 6).clone().requires_grad_()
+    torch.linalg.solve(matrix + 0.1 * torch.eye(6, dtype=torch.float64), u.flatten()).sum().backward()
+    for _ in range(2):  # no graph is kept from one to the next
+        data.grad = None
+        kernel.solve(FVector(u), 0.1).vector_repr.sum().backward()
+        assert data.grad is not None and matrix.grad is not None
+        found, expected = (part.view(6, 6) + part.view(6, 6).T for part in (data.grad, matrix.grad))
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("representation", ["dense", "blockdiag", "trace"])

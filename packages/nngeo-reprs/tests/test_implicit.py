@@ -1,5 +1,7 @@
 """PMatImplicit: F as nothing but its products."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -77,7 +79,7 @@ class TestPMatImplicit(PMatContract):
         first = matrix.sample(0.5, torch.Generator().manual_seed(1)).get_flat_representation()
         again = matrix.sample(0.5, torch.Generator().manual_seed(1)).get_flat_representation()
         assert torch.equal(first, again)
-        rows = matrix._row_side.rows()  # type: ignore[attr-defined]
+        rows = matrix._row_side.rows(matrix._batches)  # type: ignore[attr-defined]
         total = sum(rows.heights) + len(first)
         monkeypatch.setattr(matrix, "_normal", normal)
         columns = []
@@ -266,8 +268,25 @@ def test_a_changed_model_or_example_is_seen() -> None:
     check()
     next(case.model.parameters()).data.add_(0.1)
     check()
+    weight = next(case.model.parameters())
+    weight.data = weight.data.flip(0)  # neither another tensor nor another sum
+    check()
     x.mul_(0.5)
     check()
+
+
+def test_what_was_computed_goes_with_the_matrix() -> None:
+    """Without waiting for a garbage collector: it may be as large as all Jacobians."""
+    matrix = _implicit(mlp())
+    matrix.logdet(0.1)
+    rows = weakref.ref(matrix._row_side.rows(matrix._batches))
+    assert rows() is not None
+    gc.disable()
+    try:
+        del matrix
+        assert rows() is None
+    finally:
+        gc.enable()
 
 
 def test_quadratic_forms_take_the_forward_pass_alone(

@@ -48,7 +48,7 @@ class Capture:
         self.n = n
         self.batched = batched
         self.calls: list[CapturedCall] = []
-        self.outputs = torch.empty(0)
+        self.outputs = torch.empty(0, device="cpu")
         self.refused: dict[str, str] = {}
         reason = "the model cannot take one copy of it for each example"
         self.altered = {use.layer_id: reason for use in self.stand_ins}

@@ -54,7 +54,7 @@ def keep_freed_memory(device: torch.device, memory_budget: int) -> None:
     MiB at most, sets that bound before the first chunk; it is never written to, and so takes no memory itself.
     """
     if device.type in LARGEST_TENSOR:
-        torch.empty(min(LARGEST_BLOCK, memory_budget // 2), dtype=torch.uint8)
+        torch.empty(min(LARGEST_BLOCK, memory_budget // 2), dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True)

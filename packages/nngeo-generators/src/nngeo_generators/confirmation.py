@@ -55,7 +55,9 @@ def scattered(n: int, count: int) -> Tensor:
     equally often, so that examples are seen of every kind where kinds alternate, and none with the neighbours that it has
     among all.
     """
-    return torch.tensor([n - 2 * count + place for place in range(2 * count) if place.bit_count() % 2 == 0])
+    return torch.tensor(
+        [n - 2 * count + place for place in range(2 * count) if place.bit_count() % 2 == 0], device="cpu"
+    )
 
 
 def what_waits(
@@ -93,7 +95,7 @@ def are_outputs(directions: Tensor) -> bool:
     """Whether output directions (c, n, ...) are the outputs themselves, one by one."""
     c, n = directions.shape[:2]
     flat = directions.flatten(2)
-    return flat.shape[2] == c and torch.equal(flat, torch.eye(c).to(flat)[:, None].expand(c, n, c))
+    return flat.shape[2] == c and torch.equal(flat, torch.eye(c, device="cpu").to(flat)[:, None].expand(c, n, c))
 
 
 class PlainPass:
@@ -128,7 +130,9 @@ class PlainPass:
         if found is None or differ(self.graph.detach(), among_all, computed):
             return False
         source = torch.Generator().manual_seed(0)
-        weights = torch.randn(jacobians.total_directions, len(among_all), generator=source, dtype=jacobians.dtype)
+        weights = torch.randn(
+            jacobians.total_directions, len(among_all), generator=source, dtype=jacobians.dtype, device="cpu"
+        )
         weights = weights.to(jacobians.device)
         own = self.layers if keeps_precision(self.graph) else ()
         plain = plain_gradient(self.graph, self.parameters, weights.T.reshape(among_all.shape))

@@ -211,7 +211,7 @@ def _random_directions(outputs: Tensor) -> tuple[Tensor, Tensor]:
     """Two output gradients (2, n, ...) and a weight for each example of each (2, n), the same each time."""
     source = torch.Generator().manual_seed(0)
     dtype = result_dtype(outputs.dtype)
-    directions = torch.randn(2, *outputs.shape, generator=source, dtype=dtype).to(outputs.device)
+    directions = torch.randn(2, *outputs.shape, generator=source, dtype=dtype, device="cpu").to(outputs.device)
     return directions, torch.linspace(1, 2, 2 * len(outputs), dtype=dtype, device=outputs.device).view(2, -1)
 
 

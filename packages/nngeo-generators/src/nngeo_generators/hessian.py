@@ -181,7 +181,7 @@ class HessianGenerator(OperatorGenerator):
         check_examples(self._network, sample, run_unwritten(self._network, sample))
         parameters = leaves(self.model, self.layer_collection)
         source, d = torch.Generator().manual_seed(0), self.layer_collection.numel()
-        u, v = torch.randn(2, d, generator=source).to(self.device, self._dtype())
+        u, v = torch.randn(2, d, generator=source, device="cpu").to(self.device, self._dtype())
         mu, mv = (self._product_of(sample, 0, vector, parameters).to(u.dtype) for vector in (u, v))
         rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values()) ** 0.5
         if (u @ mv - v @ mu).abs() > rounding * (u.norm() * mv.norm() + v.norm() * mu.norm()):

@@ -78,20 +78,24 @@ class Knowledge:
         """The check of the model, when it is due; what waits, where that may be and can."""
         n, shapes = len(part.numbers), part.shapes
         due = self._is_due(self._trusted, state, n)
-        if due or (self.generator.check == "first-batch" and n > 1 and shapes not in self._examined_shapes):
-            plan = self.first_plan if due else self.plan
+        if not due and (self.generator.check != "first-batch" or n < 2 or shapes in self._examined_shapes):
+            return []
+        plan = self.first_plan if due else self.plan
+        try:
             self._measure(part, plan)
             sample = self._sample(part, self._examined_bytes(part))
-            waiting = None
             if may_wait and due and self.generator.check == "first-batch" and self._alone is not None:
                 waiting = what_waits(self.generator, part, state, self._alone, self.budget, len(sample.numbers))
-            if waiting is not None:
-                self.plan, self.batched = plan, True
-                self._chunks.clear()
-                return [waiting]
+                if waiting is not None:
+                    self.plan, self.batched = plan, True
+                    self._chunks.clear()
+                    return [waiting]
             self._examine(sample, plan, seen=not due)
-            self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
-            self._trusted = (state, n > 1)
+        except BaseException:
+            self._alone = None  # or the graph would wait with it for a batch that may never come
+            raise
+        self._examined_shapes = {shapes} if due else self._examined_shapes | {shapes}
+        self._trusted = (state, n > 1)
         return []
 
     def confirmed(self, part: Part, waiting: Waiting) -> JacobianBatch | None:

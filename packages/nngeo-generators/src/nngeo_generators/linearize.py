@@ -117,9 +117,9 @@ class Linearizer:
 
     def _check_random(self, outputs: Tensor, change: Tensor) -> None:
         """Raise unless r . (J v) = v . (J^T r) for a random r: the free check cannot see what L J v does not reach."""
-        r = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype).to(
-            outputs.device
-        )
+        r = torch.randn(
+            outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype, device="cpu"
+        ).to(outputs.device)
         pulled = pull_back_one(outputs, self.parameters, r, keep_graph=True)
         difference = (_dot(self.tangents, pulled) - _dot([r], [change])).abs()
         scale = _norm(self.tangents) * _norm(pulled) + _norm([r]) * _norm([change])
@@ -273,4 +273,4 @@ def _load_forward_mode() -> None:
     """Have torch load its forward-mode formulas, which warns of torch's own use of a deprecated function."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+        forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))

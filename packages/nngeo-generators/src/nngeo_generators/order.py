@@ -38,7 +38,7 @@ def _cuts_first_axis(node: Node) -> bool:
 def tagged(outputs: Tensor) -> Tensor:
     """A random direction, and the same one with a weight for each example: shape (2, n, ...)."""
     source = torch.Generator().manual_seed(0)
-    direction = torch.randn(outputs.shape, generator=source, dtype=torch.float64).to(outputs)
+    direction = torch.randn(outputs.shape, generator=source, dtype=torch.float64, device="cpu").to(outputs)
     return torch.stack([direction, direction * _weights(outputs, 0)])
 
 
@@ -57,5 +57,5 @@ def has_moved(gradients: Tensor, axes: Iterable[int]) -> bool:
 def _weights(like: Tensor, axis: int) -> Tensor:
     """A number between 1 and 2 for each place on an axis, the same each time."""
     source = torch.Generator().manual_seed(1)
-    weights = 1 + torch.rand(like.shape[axis], generator=source, dtype=torch.float64)
+    weights = 1 + torch.rand(like.shape[axis], generator=source, dtype=torch.float64, device="cpu")
     return weights.to(like).view(*[-1 if k == axis else 1 for k in range(like.ndim)])

@@ -60,7 +60,7 @@ def plot_spectrum(kernel: FMat, ax: Any = None, **style: Any) -> Any:
     ax = _axes(ax)
     values = kernel.eigendecomposition().values.detach().cpu().flip(0)
     values = values[values > 0]
-    ax.plot(torch.arange(1, len(values) + 1).numpy(), values.numpy(), **style)
+    ax.plot(torch.arange(1, len(values) + 1, device="cpu").numpy(), values.numpy(), **style)
     ax.set_yscale("log")
     ax.set_xlabel("eigenvalue")
     return ax

@@ -15,6 +15,7 @@ from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.linear_algebra.symmetric import eigh
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
+from nngeo_core.matrices.memo import Memo
 from nngeo_core.sweep.generator import Generator
 from nngeo_ntk.kernels import Buffer
 from nngeo_ntk.shared import shared_kernel
@@ -74,7 +75,7 @@ class StoredKernel(FMat):
         if symmetric and not square:
             raise ShapeError(f"a kernel of size {self.size()} is not symmetric; leave out symmetric=True")
         self._symmetric = square if symmetric is None else symmetric
-        self._kept: dict[Hashable, Any] = {}
+        self._memo = Memo()
 
     def _check(self, data: Tensor) -> None:
         if not isinstance(data, Tensor) or not self._fits(data.shape):
@@ -127,7 +128,7 @@ class StoredKernel(FMat):
         return euclidean_norm(self.data)
 
     def _solve(self, u: Tensor, regul: float) -> Tensor:
-        solver = self._cached(("solver", regul), lambda: factorize(self._blocks(), regul, True, "the kernel"))
+        solver = self._cached("solver", lambda: factorize(self._blocks(), regul, True, "the kernel"), regul)
         return solver(self._rows(u)).view_as(u)
 
     def _inverse(self: Self, regul: float) -> Self:
@@ -170,12 +171,8 @@ class StoredKernel(FMat):
     def _with_data(self: Self, data: Tensor, symmetric: bool | None = None) -> Self:
         return type(self)(self.generator, data, symmetric=self.symmetric if symmetric is None else symmetric)
 
-    def _cached(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, kept until the data are changed in place."""
-        version = self.data._version if not self.data.is_inference() else 0
-        if self._kept.get("version") != version:
-            self._kept = {"version": version}
-        if key not in self._kept:
-            self._kept[key] = make()
-        found: T = self._kept[key]
-        return found
+    def _cached(self, key: Hashable, make: Callable[[], T], of: Hashable = None) -> T:
+        """What `make` returns, kept until the data are replaced or changed; made anew where it is to be differentiated."""
+        if torch.is_grad_enabled() and self.data.requires_grad:
+            return make()
+        return self._memo.get([self.data], key, make, of)

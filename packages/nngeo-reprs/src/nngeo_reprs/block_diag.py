@@ -117,7 +117,7 @@ class PMatBlockDiag(PMat):
         def divide(layer_id: str, part: Tensor) -> Tensor:
             what = f"the block of layer '{layer_id}'"
             solver = self._cached(
-                ("solver", layer_id, regul), lambda: factorize(self.data[layer_id], regul, self.symmetric, what)
+                ("solver", layer_id), lambda: factorize(self.data[layer_id], regul, self.symmetric, what), regul
             )
             return solver(part.reshape(-1, part.shape[-1]).T).T.reshape(part.shape)
 

@@ -88,7 +88,7 @@ class PMatDense(PMat):
     def solve(
         self, v: PVector | Tensor, regul: float | Tensor = DEFAULT_REGUL, impl: str = "solve"
     ) -> PVector | Tensor:
-        """(M + regul I)^-1 v; the factorization is kept for further right-hand sides.
+        """(M + regul I)^-1 v; the factorization is kept for further right-hand sides, until another `regul`.
 
         Args:
             v: A vector; or a batch of flat ones, a tensor (k, d) or (c, n, d).
@@ -108,7 +108,7 @@ class PMatDense(PMat):
         return found
 
     def _solve(self, v: Tensor, regul: float) -> Tensor:
-        solver = self._cached(("solver", regul), lambda: factorize(self.data, regul, self.symmetric))
+        solver = self._cached("solver", lambda: factorize(self.data, regul, self.symmetric), regul)
         return solver(v.reshape(-1, v.shape[-1]).T).T.reshape(v.shape)
 
     def _solve_by_eigenvectors(self, v: Tensor, regul: float) -> Tensor:

@@ -77,7 +77,7 @@ class PMatImplicit(LazyMatrix):
         self._read: int | None = None
         super().__init__(generator, data, examples, layer_collection, **options)  # type: ignore[arg-type]
         self.scaling = torch.as_tensor(scaling, dtype=self.dtype, device=self.device)
-        self._row_side = RowSide(self.generator, self._batches)
+        self._row_side = RowSide(self.generator)
 
     @classmethod
     def prepare(cls, generator: Generator, choices: Any = None) -> Accumulator | None:
@@ -179,7 +179,7 @@ class PMatImplicit(LazyMatrix):
         self, v: Tensor, regul: float, preconditioner: Any, tol: float, max_iterations: int | None
     ) -> Tensor:
         small = preconditioner is None and v.numel() and self.scaling >= 0
-        rows = self._row_side.rows(self.layer_collection.numel()) if small else None
+        rows = self._row_side.rows(self._batches, self.layer_collection.numel()) if small else None
         if rows is None:
             return super()._solve_iteratively(v, regul, preconditioner, tol, max_iterations)
         return rows.solve(v, self.scaling, regul, tol, max_iterations)
@@ -193,7 +193,7 @@ class PMatImplicit(LazyMatrix):
     def _few_rows(self, what: str) -> JacobianRows:
         if self.generator.group is not None:
             self._unsupported(f"{what} over the examples of several processes", "a factored one such as 'kfac' has it")
-        rows = self._row_side.rows() if self.scaling >= 0 else None
+        rows = self._row_side.rows(self._batches) if self.scaling >= 0 else None
         if rows is None:
             self._unsupported(
                 f"{what}, unless the metric is positive and all examples have {self._row_side.limit} directions at most,",
@@ -296,7 +296,7 @@ class PMatImplicit(LazyMatrix):
         )
 
     def _smallest_singular_value(self) -> Tensor:
-        if not self._row_side.fewer_than(self.layer_collection.numel()):
+        if not self._row_side.fewer_than(self._batches, self.layer_collection.numel()):
             self._unsupported(
                 "the smallest singular value, unless the directions of all examples are fewer than the parameters,",
                 "convert('dense') has it",
@@ -319,7 +319,7 @@ class PMatImplicit(LazyMatrix):
             self._unsupported(
                 "the Frobenius norm over the examples of several processes", "norm(2) takes products alone"
             )
-        rows = self._row_side.rows(signed=True)
+        rows = self._row_side.rows(self._batches, signed=True)
         if rows is None:
             self._unsupported(
                 f"the Frobenius norm, unless all examples have {self._row_side.limit} directions at most,",

@@ -1,9 +1,10 @@
 """The directions of all examples of a small data set: algebra on their side, where there are fewer of them than parameters."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from nngeo_core.likelihoods.targets import digests
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, move_batch
@@ -13,6 +14,8 @@ from nngeo_core.sweep.untouched import undisturbed
 from nngeo_reprs.jacobian_rows import JacobianRows
 
 __all__ = ["LARGEST_GRAM", "RowSide", "checked_examples"]
+
+Batches: TypeAlias = Callable[[], Iterator[Batch]]
 
 LARGEST_GRAM = 4096
 """Directions of all examples up to which their Gram matrix is formed."""
@@ -47,49 +50,50 @@ class RowSide:
 
     Args:
         generator: Differentiates the model.
-        batches: Iterates over the examples.
     """
 
-    def __init__(self, generator: OperatorGenerator, batches: Callable[[], Iterator[Batch]]) -> None:
+    def __init__(self, generator: OperatorGenerator) -> None:
         self.limit = LARGEST_GRAM
         self._generator = generator
-        self._batches = batches
         self._state: Hashable = None
         self._count: dict[int, bool] = {}
         self._rows: JacobianRows | None = None
 
-    def rows(self, below: int | None = None, signed: bool = False) -> JacobianRows | None:
+    def rows(self, batches: Batches, below: int | None = None, signed: bool = False) -> JacobianRows | None:
         """The Jacobians of all examples, where their directions are few.
 
         Args:
+            batches: Iterates over the examples.
             below: There must be fewer directions than that, besides the limit; None for the limit alone.
             signed: Whether directions with a minus sign will do.
         """
         generator, most = self._generator, self.limit + 1
         if generator.group is not None:  # the rows are on several processes
             return None
-        if not isinstance(generator, Generator) or not self.fewer_than(most if below is None else min(below, most)):
+        if not isinstance(generator, Generator) or not self.fewer_than(
+            batches, most if below is None else min(below, most)
+        ):
             return None
         if self._rows is None:
             with undisturbed(generator.model, generator.device), torch.no_grad():
-                self._rows = JacobianRows(generator.layer_collection, list(generator.stream(self._batches())))
+                self._rows = JacobianRows(generator.layer_collection, list(generator.stream(batches())))
         return self._rows if signed or self._rows.definite else None
 
-    def fewer_than(self, limit: int) -> bool:
+    def fewer_than(self, batches: Batches, limit: int) -> bool:
         """Whether all examples have fewer directions than that together, from forward passes alone."""
         if self._generator.group is not None:
             return False
-        self._look()
+        self._look(batches)
         if limit not in self._count:
-            self._count[limit] = self._is_less(limit)
+            self._count[limit] = self._is_less(batches, limit)
         return self._count[limit]
 
-    def _is_less(self, limit: int) -> bool:
+    def _is_less(self, batches: Batches, limit: int) -> bool:
         generator, rows = self._generator, 0
         if not isinstance(generator, Generator):
             return False
         with undisturbed(generator.model, generator.device), torch.no_grad():
-            for batch in self._batches():
+            for batch in batches():
                 n = count_examples(batch)
                 if n:
                     moved = move_batch(batch, generator.device)
@@ -100,20 +104,22 @@ class RowSide:
             raise ValueError("no examples: a matrix needs at least one")
         return True
 
-    def _look(self) -> None:
+    def _look(self, batches: Batches) -> None:
         """Forget what was kept, if the model or the examples are others."""
         model = self._generator.model
         parts = [*model.parameters(), *model.buffers()]
         contents = tuple(
-            (
-                id(part),
-                0 if part.is_inference() else part._version,
-                float(part.detach().double().sum()),
-            )  # `.data` has none
+            (id(part), 0 if part.is_inference() else part._version, _fingerprint(part))  # `.data` has no version
             for part in parts
         )
         with undisturbed(model, self._generator.device), torch.no_grad():
-            examples = sum(int(digests(batch).sum()) for batch in self._batches() if count_examples(batch))
+            examples = sum(int(digests(batch).sum()) for batch in batches() if count_examples(batch))
         state = (contents, tuple(module.training for module in model.modules()), examples)
         if state != self._state:
             self._state, self._count, self._rows = state, {}, None
+
+
+def _fingerprint(part: Tensor) -> float:
+    """A sum in which each entry has a weight of its own, so that entries which change places show."""
+    entries = part.detach().double().flatten()
+    return float(entries @ torch.linspace(1, 2, len(entries), dtype=torch.float64, device=entries.device))

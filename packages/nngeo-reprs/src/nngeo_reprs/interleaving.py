@@ -72,4 +72,4 @@ class Interleaving:
 
     def places(self, number: int) -> Tensor:
         """Where the coordinates of one part lie among all, shape (d_k,)."""
-        return torch.cat([torch.arange(place.start, place.stop) for place in self._places[number]])
+        return torch.cat([torch.arange(place.start, place.stop, device="cpu") for place in self._places[number]])

@@ -21,7 +21,7 @@ def layouts_to_state(layouts: Mapping[str, KroneckerLayout]) -> dict[str, Tensor
         >>> layouts_to_state({"fc": KroneckerLayout(groups=1, outputs=2, inputs=3, has_bias=True)})
         {'layouts.fc': tensor([1, 2, 3, 1, 1])}
     """
-    return {f"{_PREFIX}{layer_id}": torch.tensor(astuple(layout)) for layer_id, layout in layouts.items()}
+    return {f"{_PREFIX}{layer_id}": torch.tensor(astuple(layout), device="cpu") for layer_id, layout in layouts.items()}
 
 
 def common_layouts(layouts: Mapping[str, KroneckerLayout], group: Group, what: str) -> dict[str, KroneckerLayout]:

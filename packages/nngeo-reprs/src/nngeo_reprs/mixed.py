@@ -236,8 +236,8 @@ class PMatMixed(PMat):
         found = self._each(lambda part: part.eigendecomposition())
         values, order = torch.cat([each.values for each in found]).sort()
         counts = [len(each.values) for each in found]
-        owners = torch.arange(len(found)).repeat_interleave(torch.tensor(counts))
-        locals_ = torch.cat([torch.arange(count) for count in counts])
+        owners = torch.arange(len(found), device="cpu").repeat_interleave(torch.tensor(counts, device="cpu"))
+        locals_ = torch.cat([torch.arange(count, device="cpu") for count in counts])
 
         def rows(places: Tensor) -> Tensor:
             chosen = order[places].cpu()

@@ -153,13 +153,13 @@ class MixedAccumulator(Accumulator):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The counts of examples and passes, each part's sums under its number, and which layers have no factors."""
-        state = {**super().state_dict(), "pass": torch.tensor(self._pass)}
+        state = {**super().state_dict(), "pass": torch.tensor(self._pass, device="cpu")}
         for number, part in enumerate(self.parts):
             state |= {f"{number}.{key}": value for key, value in part.sums.state_dict().items()}
         if self.without_factors is not None:
             order = list(self.layer_collection)
             places = [order.index(layer_id) for layer_id in self.without_factors]
-            state["without_factors"] = torch.tensor(places, dtype=torch.long)
+            state["without_factors"] = torch.tensor(places, dtype=torch.long, device="cpu")
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -47,5 +47,5 @@ def scipy_operator(
         rmatvec=backward,
         matmat=forward,
         rmatmat=backward,
-        dtype=torch.empty((), dtype=dtype).numpy().dtype,
+        dtype=torch.empty((), dtype=dtype, device="cpu").numpy().dtype,
     )

@@ -74,7 +74,7 @@ def _probes(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The random vectors, the same each time, as rows."""
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
-        return torch.randn(_PROBES, width, generator=generator, dtype=dtype).to(device)
+        return torch.randn(_PROBES, width, generator=generator, dtype=dtype, device="cpu").to(device)
 
 
 def _largest(rows: Tensor) -> Tensor:

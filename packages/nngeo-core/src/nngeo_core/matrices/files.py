@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import PluginError, StorageError, UnsupportedOperationError
+from nngeo_core.matrices.memo import Memo
 from nngeo_core.plugins import registry
 from nngeo_core.storage import Stored, read_file, write_file
 
@@ -158,7 +159,7 @@ class Storable(ABC):
 
     def _emptied(self) -> dict[str, Any]:
         """The attributes that hold what was computed from the data, without that: it may be functions."""
-        return {key: type(vars(self)[key])() for key in ("_kept", "_seen") if key in vars(self)}
+        return {key: Memo() for key, value in vars(self).items() if isinstance(value, Memo)}
 
 
 def describe_part(part: Storable) -> dict[str, Any]:

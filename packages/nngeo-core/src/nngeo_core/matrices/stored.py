@@ -13,6 +13,7 @@ from nngeo_core.layers.description import describe_layers, rebuild_layers
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.linear_algebra.precision import full_precision
 from nngeo_core.matrices.files import Storable
+from nngeo_core.matrices.memo import Memo
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.accumulator import Accumulator
 from nngeo_core.sweep.checkpoint import Checkpoint, checkpoint_in
@@ -73,8 +74,7 @@ class StoredMatrix(Storable):
         self.n_examples = n_examples
         self.symmetric = symmetric
         self.likelihood = generator.likelihood.name if generator is not None and likelihood is None else likelihood
-        self._kept: dict[Hashable, Any] = {}
-        self._seen: list[tuple[Tensor, int]] = []
+        self._memo = Memo()
         if generator is not None and examples is not None:
             layer_collection.check_same(generator.layer_collection)
             data, self.n_examples = self._from_examples(
@@ -239,17 +239,9 @@ class StoredMatrix(Storable):
             likelihood=self.likelihood,
         )
 
-    def _cached(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, kept until a stored tensor is replaced or changed in place."""
-        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in self.tensors().values()]
-        before = self._seen
-        if len(now) != len(before) or any(a is not b or i != j for (a, i), (b, j) in zip(now, before, strict=True)):
-            self._kept, self._seen = {}, now
-        if key not in self._kept:
-            with torch.inference_mode(False), torch.no_grad():  # later calls may want to differentiate with it
-                self._kept[key] = make()
-        found: T = self._kept[key]
-        return found
+    def _cached(self, key: Hashable, make: Callable[[], T], of: Hashable = None) -> T:
+        """What `make` returns, kept until a stored tensor is replaced or changed in place, or `of` is another damping."""
+        return self._memo.get(self.tensors().values(), key, make, of)
 
     @property
     def _group(self) -> Group | None:

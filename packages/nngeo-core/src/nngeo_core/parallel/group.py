@@ -154,7 +154,7 @@ class Group:
 
     def _texts(self, data: Tensor, lengths: Sequence[int], what: str) -> list[Any]:
         """What the texts of all processes, whose lengths are known, say in JSON."""
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
         padded[: len(data)] = data
         texts = self._all_gather(padded, what)
         return [decoded(text[:length]) for text, length in zip(texts, lengths, strict=True)]
@@ -163,9 +163,11 @@ class Group:
         """Hand something to the next process of the ring, and take over what the one before hands on."""
         if self.size == 1:
             return content
-        header = torch.tensor([len(content.header), content.data.numel()], dtype=torch.int64)
+        header = torch.tensor([len(content.header), content.data.numel()], dtype=torch.int64, device="cpu")
         sizes = self._exchange(header, torch.empty_like(header), what, "status")
-        text = self._exchange(content.header, torch.empty(int(sizes[0]), dtype=torch.uint8), what, "status")
+        text = self._exchange(
+            content.header, torch.empty(int(sizes[0]), dtype=torch.uint8, device="cpu"), what, "status"
+        )
         theirs = torch.empty(int(sizes[1]), dtype=torch.uint8, device=self.device)
         data = self._exchange(content.data, theirs, what, "ring")
         return Packed(text, data)
@@ -229,7 +231,7 @@ class Group:
 
     def _numbers(self, mine: Sequence[int], what: str) -> list[list[int]]:
         """Some integers of each process."""
-        gathered = self._all_gather(torch.tensor(list(mine), dtype=torch.int64), what)
+        gathered = self._all_gather(torch.tensor(list(mine), dtype=torch.int64, device="cpu"), what)
         return [[int(number) for number in numbers] for numbers in gathered]
 
     def _all_gather(self, mine: Tensor, what: str) -> list[Tensor]:

@@ -150,7 +150,10 @@ class Accumulator(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the example count and the sums, as tensors."""
-        return {"n_examples": torch.tensor(self.n_examples), **{f"sums.{k}": v.clone() for k, v in self.sums.items()}}
+        return {
+            "n_examples": torch.tensor(self.n_examples, device="cpu"),
+            **{f"sums.{k}": v.clone() for k, v in self.sums.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` returned, in the middle of the pass in which it did.

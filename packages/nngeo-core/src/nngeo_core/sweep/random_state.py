@@ -18,10 +18,10 @@ def random_state(examples: Any) -> dict[str, Tensor]:
     _, keys, place, has_gauss, cached = legacy
     states = {
         "torch": torch.get_rng_state(),
-        "python": torch.tensor([version, *words]),
-        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), place, has_gauss]),
-        "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "python": torch.tensor([version, *words], device="cpu"),
+        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64, device="cpu"),
+        "numpy": torch.tensor([*keys.tolist(), place, has_gauss], device="cpu"),
+        "numpy.gauss": torch.tensor([cached], dtype=torch.float64, device="cpu"),
     }
     return states | {f"loader.{k}": one.get_state() for k, one in enumerate(_generators(examples))}
 

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -13,6 +14,9 @@ from nngeo_core.sweep.autocast import autocast_set_aside
 
 __all__ = ["undisturbed"]
 
+_TURN = threading.RLock()
+"""Held by the thread that computes: modules, torch's switches and the global random states are all threads' own."""
+
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
@@ -23,8 +27,11 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     generator, and data sets draw augmentations from any of them.) A caller's `inference_mode` is left for the duration, so
     that results can take part in autograd; so is the caller's autocast, which `Generator.outputs` enters again for the model.
     Compiled models run as they were written: hooks, forward mode and vmap do not reach into compiled code.
+
+    Computations of several threads take turns. What another thread draws from the global generators meanwhile, it will draw
+    again, since their states are put back; it is better off with a `torch.Generator` of its own.
     """
-    with ExitStack() as stack:
+    with _TURN, ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         modules = tuple(model.modules())
         for restored in (

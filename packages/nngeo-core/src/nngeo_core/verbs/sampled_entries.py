@@ -15,8 +15,8 @@ __all__ = ["pulled_back", "sample_places", "sampled_fisher"]
 def sample_places(generator: Generator, count: int) -> Tensor:
     """Places of some parameters with `requires_grad` in the flat vector, in order: the same ones each time."""
     parameters = [p for _, p in generator.layer_collection.named_parameters(generator.model)]
-    places = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in parameters]).nonzero()[:, 0]
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
+    places = torch.cat([torch.full((p.numel(),), p.requires_grad, device="cpu") for p in parameters]).nonzero()[:, 0]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0), device="cpu")
     return places[order[:count]].sort().values.to(generator.device)
 
 
@@ -28,7 +28,7 @@ def sampled_fisher(generator: Generator, batch: Batch, places: Tensor) -> Tensor
         batch: Some examples.
         places: Of the parameters in the flat vector, shape (k,).
     """
-    n, total = count_examples(batch), torch.zeros(())
+    n, total = count_examples(batch), torch.zeros((), device="cpu")
     parameters = [p for _, p in generator.layer_collection.named_parameters(generator.model)]
     trainable = [p for p in parameters if p.requires_grad]
     for i in range(n):
@@ -57,4 +57,4 @@ def pulled_back(
         for u in (directions if wanted else ())
     ]
     found = [torch.stack(parts) for parts in zip(*rows, strict=True)]
-    return found, torch.where(torch.arange(c) < c - negative, 1.0, -1.0)
+    return found, torch.where(torch.arange(c, device="cpu") < c - negative, 1.0, -1.0)

@@ -108,11 +108,11 @@ class _Sums:
         """A[a, a'] G[g, g'] for the m parameters, shape (m, m)."""
         m, n = len(self.layer.coordinates), len(self._examples)
         if not self.known:
-            return torch.full((m, m), torch.nan)
+            return torch.full((m, m), torch.nan, device="cpu")
         output = torch.stack([answers.abs().sum(1) for answers, _, _ in self._examples]).sum(0).argmax(1)
-        a_factor = g_factor = torch.zeros(m, m)
+        a_factor = g_factor = torch.zeros(m, m, device="cpu")
         for answers, gradients, signs in self._examples:
-            a, g = answers[torch.arange(m), :, output], gradients[:, :, output]
+            a, g = answers[torch.arange(m, device="cpu"), :, output], gradients[:, :, output]
             a_factor = a_factor.to(a) + a @ a.T / n
             products = torch.einsum("csg,csh,c->gh", g, g, signs.to(g))  # c direction, s position; g, h outputs
             g_factor = g_factor.to(g) + products / (n * max(1, g.shape[1]))

@@ -186,7 +186,7 @@ class _Entries:
     def _columns(self, matrix: PMat) -> Tensor:
         """M between the sampled parameters, by products with unit vectors."""
         units = torch.zeros(len(self._places), self._layers.numel(), dtype=matrix.dtype, device=matrix.device)
-        units[torch.arange(len(units)), self._places] = 1
+        units[torch.arange(len(units), device="cpu"), self._places] = 1
         products = [matrix.mv(PVector(self._layers, unit)).get_flat_representation() for unit in units]
         return torch.stack(products, 1)[self._places]
 

@@ -124,7 +124,9 @@ class _Side:
         self.matrix = matrix
         self._exact, self._places, self._dampings = exact, places, dampings
         self._attempts, self._prefix = attempts, prefix
-        self._figures = torch.full((len(exact), 1 + len(dampings), 2, len(places)), torch.nan, dtype=torch.float64)
+        self._figures = torch.full(
+            (len(exact), 1 + len(dampings), 2, len(places)), torch.nan, dtype=torch.float64, device="cpu"
+        )
 
     def multiply(self, v: Tensor) -> Tensor | None:
         """A v, or None if that is refused."""
