@@ -10,6 +10,7 @@ from nngeo_core.jacobians.contraction import (
     grams_are_cheaper,
     norm_by_positions_is_cheaper,
     outputs_come_first,
+    outputs_go_at_once,
     pairs_are_cheaper,
 )
 from nngeo_core.jacobians.kronecker import KroneckerJacobian
@@ -63,6 +64,23 @@ def test_second_moment_agrees_in_both_orders(chosen: bool) -> None:
     assert outputs_come_first(3, 4, s, 1) is chosen
     jacobian = kronecker(3, 4, s, 1, 3, 4)
     CONTRACTIONS["second_moment"](jacobian, jacobian)
+
+
+@pytest.mark.parametrize("leading_inputs", [1, 2, 36])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(
+    ("n", "outputs", "inputs", "at_once"), [(4, 3, 4, True), (4, 3, 36, False), (900, 60, 4, False)]
+)
+def test_second_moments_of_all_outputs_at_once_or_one_by_one(
+    n: int, outputs: int, inputs: int, at_once: bool, has_bias: bool, leading_inputs: int
+) -> None:
+    """Few inputs go at once, unless that takes more memory than a block."""
+    assert outputs_come_first(3, n, 1, 1) and outputs_go_at_once(n, outputs, inputs, 8) is at_once
+    whole = kronecker(3, n, 1, 1, outputs, inputs)
+    leading = min(leading_inputs, inputs)
+    jacobian = KroneckerJacobian(whole.a, whole.g, KroneckerLayout(1, outputs, inputs, has_bias, leading))
+    rows, found = jacobian.to_dense().flatten(0, 1), jacobian.second_moment()
+    torch.testing.assert_close(found, rows.T @ rows, rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize(

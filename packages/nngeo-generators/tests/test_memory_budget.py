@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from nngeo_core import Accumulator, GaussianLikelihood, JacobianBatch, populate, random_pvector
+from nngeo_core.jacobians.contraction import BLOCK_BYTES
 from nngeo_generators import HooksGenerator, chunking
 
 MIB = 2**20
@@ -146,3 +147,12 @@ def test_products_cut_a_large_batch_to_the_budget(form: bool, convnet: nn.Module
 
     assert product(convnet, IMAGES, MIB) <= training(convnet, IMAGES[:2]) + MIB < product(convnet, IMAGES, None)
     torch.testing.assert_close(result(MIB), result(None), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(300, 3), (20, 100), (400, 4)])
+def test_blocks_of_many_examples_take_little_beside_themselves(inputs: int, outputs: int) -> None:
+    """Not a matrix of all inputs, or of all outputs, for each example: that would be 290, 80 and 512 MiB."""
+    model, x = nn.Linear(inputs, outputs), torch.randn(800, inputs)
+    layer = HooksGenerator(model, GaussianLikelihood()).jacobian(x).layers[""]
+    result = 4 * sum(p.numel() for p in model.parameters()) ** 2
+    assert peak(layer.second_moment) <= result + 2 * BLOCK_BYTES

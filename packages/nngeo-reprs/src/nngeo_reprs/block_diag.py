@@ -32,6 +32,7 @@ class BlockDiagAccumulator(Accumulator):
             if layer_id in batch.layers:
                 moment = batch.layers[layer_id].second_moment().to(batch.dtype)
                 self.add(layer_id, moment if batch.sign > 0 else moment.neg_())
+                del moment  # or it would still be there beside that of the next layer
             elif layer_id not in self.sums:
                 d = layer.numel()
                 self.sums[layer_id] = torch.zeros(d, d, dtype=batch.dtype, device=batch.device)

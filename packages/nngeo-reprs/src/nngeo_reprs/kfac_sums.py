@@ -42,6 +42,7 @@ class KFACAccumulator(Accumulator):
             self.layouts[layer_id] = factors.layout
             self.add(f"{layer_id}.inputs", factors.inputs.to(batch.dtype))
             self.add(f"{layer_id}.outputs", factors.outputs.to(batch.dtype))
+            del factors  # or they would still be there beside those of the next layer
         self.add("zero", torch.zeros((), dtype=batch.dtype, device=batch.device))
 
     def merge(self, other: Accumulator) -> None:

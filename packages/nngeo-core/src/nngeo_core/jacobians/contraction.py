@@ -19,6 +19,7 @@ __all__ = [
     "in_sequence_is_cheaper",
     "norm_by_positions_is_cheaper",
     "outputs_come_first",
+    "outputs_go_at_once",
     "pairs_are_cheaper",
 ]
 
@@ -30,6 +31,9 @@ Pairing: TypeAlias = Literal["all", "equal", "summed"]
 
 MOST_PAIRED = 16
 """Positions up to which squares are summed by pairs of them, whose terms cancel the more the more there are."""
+
+FEW_INPUTS = 32
+"""Inputs up to which a product of them with themselves takes less than the calls for it: measured, 20 to 48."""
 
 BLOCK_BYTES = 12 * 2**20
 """Size of the temporaries that a contraction forms at once: larger ones cost more in page faults than in arithmetic."""
@@ -146,6 +150,17 @@ def outputs_come_first(c: int, n: int, s: int, q: int) -> bool:
     the inputs: n (GA)^2 multiplications in place of c n (GA)^2.
     """
     return s == 1 and q == 1 and c > 1 and n > 0
+
+
+def outputs_go_at_once(n: int, outputs: int, inputs: int, itemsize: int) -> bool:
+    """Whether all pairs of outputs are weights of one product, where `outputs_come_first`, and not those of one after another.
+
+    One product writes n (G^2 + A^2) entries besides the result, which it computes both halves of and lays in another order;
+    output by output it is half of that, written in its place, in G calls of several. Those pay where inputs are few.
+    """
+    return (
+        inputs < FEW_INPUTS and (n * (outputs**2 + inputs**2) + (outputs * inputs) ** 2) * itemsize <= 2 * BLOCK_BYTES
+    )
 
 
 def pairs_are_cheaper(c: int, s: int) -> bool:

@@ -12,6 +12,7 @@ from nngeo_core.jacobians.contraction import (
     grams_are_cheaper,
     norm_by_positions_is_cheaper,
     outputs_come_first,
+    outputs_go_at_once,
     pairs_are_cheaper,
 )
 from nngeo_core.jacobians.gram import add_gram_of_positions_
@@ -202,16 +203,44 @@ class KroneckerJacobian(LayerJacobian):
         return super().second_moment()
 
     def _second_moment_outputs_first(self) -> Tensor:
-        """(sum_c g g^T) (x) (a a^T), summed over examples by one matrix product; for s = q = 1."""
+        """(sum_c g g^T) (x) (a a^T), summed over examples, for s = q = 1."""
         g, a = self.g[:, :, 0, 0], self.a[:, 0, 0]
+        at_once = outputs_go_at_once(len(a), self.layout.outputs, self.layout.inputs, a.element_size())
+        total = self._entries_at_once(g, a) if at_once else self._entries_by_output(g, a)
+        if self.layout.leading_inputs == 1:
+            return total
+        order, weights = torch.arange(len(total), device=total.device), self.layout.weight_numel
+        order[:weights] = self.layout.pack(order[:weights].view(1, self.layout.outputs, self.layout.inputs), None)
+        return total[order][:, order]
+
+    def _entries_at_once(self, g: Tensor, a: Tensor) -> Tensor:
+        """Entries between weights (G, A), and biases after them, by one product for all pairs of outputs and of inputs."""
+        height, width = self.layout.outputs, self.layout.input_width
         if self.layout.has_bias:
             a = torch.cat((a, a.new_ones(len(a), 1)), 1)
         outputs = torch.einsum("cng,cnh->ngh", g, g).flatten(1)  # g, h outputs
         inputs = torch.einsum("na,nb->nab", a, a).flatten(1)  # a, b inputs
-        width, height = a.shape[1], g.shape[2]
         block = (outputs.T @ inputs).view(height, height, width, width).transpose(1, 2)
-        columns = self.layout.from_matrix(block.reshape(height, width, 1, height, width))
-        return self.layout.from_matrix(columns.movedim(-1, 0).unsqueeze(1)).T
+        layout = KroneckerLayout(1, height, self.layout.inputs, self.layout.has_bias)
+        columns = layout.from_matrix(block.reshape(height, width, 1, height, width))
+        return layout.from_matrix(columns.movedim(-1, 0).unsqueeze(1)).T
+
+    def _entries_by_output(self, g: Tensor, a: Tensor) -> Tensor:
+        """The same output by output: products of the inputs with themselves, weighted for each output from there on."""
+        height, width, weights = self.layout.outputs, self.layout.inputs, self.layout.weight_numel
+        total = a.new_zeros(self.layout.numel, self.layout.numel)
+        for i in range(height):
+            among = torch.einsum("cn,cnh->nh", g[:, :, i], g)  # h outputs
+            own, later = slice(i * width, (i + 1) * width), slice(i * width, weights)
+            for rows in blocks(len(a), (height - i) * width * a.element_size()):
+                weighted = (among[rows, i:].unsqueeze(2) * a[rows].unsqueeze(1)).flatten(1)
+                total[own, later].addmm_(a[rows].T, weighted)
+            total[own.stop : weights, own] = total[own, own.stop : weights].T
+            if self.layout.has_bias:
+                total[own, weights:] = a.T @ among
+                total[weights + i, weights:] = among.sum(0)
+        total[weights:, :weights] = total[:weights, weights:].T
+        return total
 
     def gram(self, other: LayerJacobian) -> Tensor:
         """J J'^T with another Jacobian of the same layer, shape (c, n, c', n')."""
