@@ -1,5 +1,6 @@
 """Memo: nothing that was computed from other numbers is given out, and no more is kept than the last of each name."""
 
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -42,8 +43,12 @@ def test_of_one_name_the_last_is_kept_and_no_more() -> None:
     memo.get([data], "eigh", lambda: data * 5)
     gone = weakref.ref(first)
     del first
-    memo.get([data], "solver", lambda: data * 4, of=0.2)
-    assert gone() is None
+
+    def second() -> Tensor:
+        assert gone() is None  # there is no need of memory for both
+        return data * 4
+
+    memo.get([data], "solver", second, of=0.2)
     assert memo.get([data], "solver", refuse, of=0.2)[0] == 4
     assert memo.get([data], "eigh", refuse)[0] == 5
     assert memo.get([data], "solver", lambda: data * 3, of=0.1)[0] == 3
@@ -65,3 +70,16 @@ def test_what_could_not_be_made_is_made_the_next_time() -> None:
     with pytest.raises(AssertionError):
         memo.get([data], "solver", refuse, of=2)
     assert memo.get([data], "solver", lambda: data * 3, of=2)[0] == 3
+
+
+def test_what_another_thread_makes_meanwhile_is_not_given_out() -> None:
+    """Two threads that solve with two dampings."""
+    memo, data = Memo(), torch.ones(2)
+
+    def make() -> Tensor:
+        thread = threading.Thread(target=memo.get, args=([data], "solver", lambda: data * 5, 0.2))
+        thread.start()
+        thread.join()
+        return data * 3
+
+    assert memo.get([data], "solver", make, of=0.1)[0] == 3

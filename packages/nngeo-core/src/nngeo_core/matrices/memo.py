@@ -23,8 +23,7 @@ class Memo:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, tuple[Hashable, Any]] = {}
-        self._seen: list[tuple[Tensor, int]] = []
+        self._state: tuple[list[tuple[Tensor, int]], dict[Hashable, tuple[Hashable, Any]]] = [], {}
 
     def get(self, tensors: Iterable[Tensor], key: Hashable, make: Callable[[], T], of: Hashable = None) -> T:
         """What `make` returned for these tensors, or returns now, outside of autograd.
@@ -36,12 +35,17 @@ class Memo:
             of: What else it depends on, such as a damping: of one name, what was last made is kept and no more.
         """
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        before = self._seen
+        before, kept = self._state
         if len(now) != len(before) or any(a is not b or i != j for (a, i), (b, j) in zip(now, before, strict=True)):
-            self._kept, self._seen = {}, now
-        if key not in self._kept or self._kept[key][0] != of:
-            self._kept.pop(key, None)  # before the next is made: each may be as large as the matrix
-            with torch.inference_mode(False), torch.no_grad():  # later calls may want to differentiate with it
-                self._kept[key] = of, make()
-        found: T = self._kept[key][1]
-        return found
+            kept = {}
+            self._state = now, kept
+        entry = kept.get(key)
+        if entry is not None and entry[0] == of:
+            found: T = entry[1]
+            return found
+        del entry
+        kept.pop(key, None)  # before the next is made: each may be as large as the matrix
+        with torch.inference_mode(False), torch.no_grad():  # later calls may want to differentiate with it
+            made = make()
+        kept[key] = of, made
+        return made  # and not what is kept by then: another thread may have made it for another damping
