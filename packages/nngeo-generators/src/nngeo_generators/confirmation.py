@@ -95,7 +95,8 @@ def are_outputs(directions: Tensor) -> bool:
     """Whether output directions (c, n, ...) are the outputs themselves, one by one."""
     c, n = directions.shape[:2]
     flat = directions.flatten(2)
-    return flat.shape[2] == c and torch.equal(flat, torch.eye(c, device="cpu").to(flat)[:, None].expand(c, n, c))
+    identity = torch.eye(c, dtype=flat.dtype, device=flat.device)
+    return flat.shape[2] == c and torch.equal(flat, identity[:, None].expand(c, n, c))
 
 
 class PlainPass:

@@ -146,7 +146,8 @@ class HooksGenerator(Generator):
             capture = self._known.capture(part.select(examples))
             capture.raise_refused()
             c = capture.outputs[0].numel()
-            identity = torch.eye(c, device="cpu").to(capture.outputs)[:, None].expand(-1, capture.n, -1)
+            identity = torch.eye(c, dtype=capture.outputs.dtype, device=capture.outputs.device)
+            identity = identity[:, None].expand(-1, capture.n, -1)
             changes = [
                 _change(self.layer_collection, capture, identity[some], v, keep_graph=some.stop < c)
                 for some in blocks(c, 1, chunks.directions)

@@ -82,7 +82,7 @@ class PMatEye(PMat):
             raise TypeError(
                 f"the scaling of a PMatEye is a number or a 0-dimensional tensor, got {type(data).__name__}"
             )
-        scaling = data if isinstance(data, Tensor) else torch.tensor(data, dtype=torch.float64, device="cpu")
+        scaling = data if isinstance(data, Tensor) else torch.tensor(data, dtype=torch.float64)
         if scaling.ndim or not scaling.is_floating_point():
             raise ShapeError(
                 f"the scaling of a PMatEye is one real number, got shape {tuple(scaling.shape)} and dtype {scaling.dtype}"

@@ -16,6 +16,7 @@ from nngeo_reprs.jacobian_rows import JacobianRows
 __all__ = ["LARGEST_GRAM", "RowSide", "checked_examples"]
 
 Batches: TypeAlias = Callable[[], Iterator[Batch]]
+"""Iterates over the examples; given to each call, since a matrix that its own row side holds would outlive its name."""
 
 LARGEST_GRAM = 4096
 """Directions of all examples up to which their Gram matrix is formed."""

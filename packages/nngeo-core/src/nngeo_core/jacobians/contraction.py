@@ -155,8 +155,8 @@ def outputs_come_first(c: int, n: int, s: int, q: int) -> bool:
 def outputs_go_at_once(n: int, outputs: int, inputs: int, itemsize: int) -> bool:
     """Whether all pairs of outputs are weights of one product, where `outputs_come_first`, and not those of one after another.
 
-    One product writes n (G^2 + A^2) entries besides the result, which it computes both halves of and lays in another order;
-    output by output it is half of that, written in its place, in G calls of several. Those pay where inputs are few.
+    One product writes n (G^2 + A^2) entries besides the result, which it computes both halves of and lays in another order.
+    Output by output it is half of that, written in its place, by G times several calls, which few inputs are not worth.
     """
     return (
         inputs < FEW_INPUTS and (n * (outputs**2 + inputs**2) + (outputs * inputs) ** 2) * itemsize <= 2 * BLOCK_BYTES

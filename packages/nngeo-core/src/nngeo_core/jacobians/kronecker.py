@@ -211,7 +211,7 @@ class KroneckerJacobian(LayerJacobian):
             return total
         order, weights = torch.arange(len(total), device=total.device), self.layout.weight_numel
         order[:weights] = self.layout.pack(order[:weights].view(1, self.layout.outputs, self.layout.inputs), None)
-        return total[order][:, order]
+        return total[order.unsqueeze(1), order]
 
     def _entries_at_once(self, g: Tensor, a: Tensor) -> Tensor:
         """Entries between weights (G, A), and biases after them, by one product for all pairs of outputs and of inputs."""

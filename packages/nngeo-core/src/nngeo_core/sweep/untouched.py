@@ -15,7 +15,7 @@ from nngeo_core.sweep.autocast import autocast_set_aside
 __all__ = ["undisturbed"]
 
 _TURN = threading.RLock()
-"""Held by the thread that computes: modules, torch's switches and the global random states are all threads' own."""
+"""Held by the thread that computes: all threads share the modules, torch's switches and the global random states."""
 
 
 @contextmanager

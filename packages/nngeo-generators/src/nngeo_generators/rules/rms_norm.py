@@ -60,11 +60,8 @@ class RMSNormLikeRule(RMSNormRule):
         shift = _replayed(module, torch.zeros_like(weight), call)
         x_hat, output = _replayed(module, torch.ones_like(weight), call) - shift, _replayed(module, weight, call)
         error = (weight * x_hat + shift - output).norm()
-        if (
-            not error
-            <= max(torch.finfo(part.dtype).eps for part in (output, torch.ones((), device="cpu"))) ** 0.5
-            * output.norm()
-        ):
+        rounding = max(torch.finfo(dtype).eps for dtype in (output.dtype, torch.get_default_dtype()))
+        if not error <= rounding**0.5 * output.norm():
             raise UnsupportedLayerError(
                 f"'{call.path}' ({type(module).__name__}) has the name of a root-mean-square normalisation, but its output is "
                 f"not linear in its weight (error {float(error):.1e}); register a layer rule for this type"
