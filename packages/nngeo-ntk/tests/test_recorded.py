@@ -31,3 +31,9 @@ def test_batches_of_a_loader_are_copied_and_one_batch_is_not() -> None:
 def test_no_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="no examples: list is empty; a kernel needs at least one example"):
         Recorded(GENERATOR, [])
+
+
+def test_batches_in_a_list_look_like_one_batch_and_are_warned_of() -> None:
+    batches = list(torch.ones(6, 1).split(2))
+    with pytest.warns(UserWarning, match=r"list of 3 tensors of shape \(2, 1\) is one batch"):
+        assert len(Recorded(GENERATOR, batches)) == 2

@@ -75,9 +75,9 @@ class Recorded:
 
 def _read(examples: Any) -> Iterator[Batch]:
     """The batches that have examples, with tensors of their own: a loader may fill the same memory with the next."""
-    if is_one_batch(examples):
-        yield examples
-        return
+    whole = is_one_batch(examples)
     for batch in iterate_batches(examples):
-        if count_examples(batch):
+        if whole:
+            yield batch
+        elif count_examples(batch):
             yield map_tensors(batch, Tensor.clone)
