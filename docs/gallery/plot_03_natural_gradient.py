@@ -50,13 +50,6 @@ def natural_gradient(F: PMatKFAC, gradient: PVector, rate: float) -> PVector:
     return min(1.0, (RADIUS / float(rate**2 * F.vTMv(v))) ** 0.5) * v
 
 
-def set_gradient(model: nn.Module, vector: PVector) -> None:
-    """Hand a vector to the optimizer as the gradient."""
-    for layer_id, (weight, bias) in vector.get_dict_representation().items():
-        layer = model.get_submodule(layer_id)
-        layer.weight.grad, layer.bias.grad = weight, bias
-
-
 def train(rate: float, momentum: float, steps: int, natural: bool) -> list[float]:
     """The loss on all images after each step."""
     model, generator, losses, F = make_model(), torch.Generator().manual_seed(0), [], None
@@ -70,7 +63,7 @@ def train(rate: float, momentum: float, steps: int, natural: bool) -> list[float
                 F = FIM(model, batch, PMatKFAC, variant="regression")
             else:
                 F.update(batch, decay=0.95)
-            set_gradient(model, natural_gradient(F, PVector.from_model_grad(model), rate))
+            natural_gradient(F, PVector.from_model_grad(model), rate).copy_to_model_grad(model)
         optimizer.step()
         with torch.no_grad():
             losses.append(loss(model(images), images).item())

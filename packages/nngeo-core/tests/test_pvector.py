@@ -285,13 +285,30 @@ def test_vectors_are_written_into_the_model(kind: Draw) -> None:
     assert all(p.requires_grad and p.is_leaf and p.dtype == torch.float64 for p in model.parameters())
 
 
-@pytest.mark.parametrize("write", [PVector.add_to_model, PVector.copy_to_model])
+@pytest.mark.parametrize("kind", DRAWS)
+def test_optimizers_step_along_vectors_written_into_the_gradients(kind: Draw) -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    v, before = kind(NET_LAYERS, dtype=torch.float32), flat(PVector.from_model(model, NET_LAYERS).detach().clone())
+    v.copy_to_model_grad(model)
+    v *= 2
+    v.copy_to_model_grad(model)
+    held = flat(v).clone()
+    v *= 0
+    assert torch.equal(flat(PVector.from_model_grad(model, NET_LAYERS)), held.double())
+    assert all(p.grad.dtype == torch.float64 and not p.grad.requires_grad for p in model.parameters())
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert torch.allclose(flat(PVector.from_model(model, NET_LAYERS)), before - held / 2)
+
+
+@pytest.mark.parametrize("write", [PVector.add_to_model, PVector.copy_to_model, PVector.copy_to_model_grad])
 def test_models_of_other_shapes_stay_unchanged(write) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5, bias=False))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(LayerCollectionMismatchError, match="'2.weight' has shape"):
         write(random_pvector(NET_LAYERS), model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_part_of_a_model_is_written_alone() -> None:

@@ -174,6 +174,26 @@ class PVector(Vector):
             for (_, parameter), tensor in zip(parameters, self._by_parameter(), strict=True):
                 parameter.copy_(tensor)
 
+    def copy_to_model_grad(self, model: nn.Module) -> None:
+        """Put a copy of the vector into the `.grad` fields of the model's parameters, for an optimizer to step along.
+
+        What the fields held is replaced; the counterpart of `from_model_grad`.
+
+        Raises:
+            LayerCollectionMismatchError: If the model does not have the collection's parameters; it is unchanged then.
+
+        Example:
+            >>> from nngeo_core.layers.layer import LinearLayer
+            >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+            >>> layers = LayerCollection({"0": LinearLayer(2, 1, bias=False)})
+            >>> PVector(layers, vector_repr=torch.tensor([0.5, 1.5])).copy_to_model_grad(model)
+            >>> model[0].weight.grad
+            tensor([[0.5000, 1.5000]])
+        """
+        parameters = self.layer_collection.named_parameters(model)
+        for (_, parameter), tensor in zip(parameters, self._by_parameter(), strict=True):
+            parameter.grad = tensor.detach().to(parameter, copy=True)
+
     def get_flat_representation(self) -> Tensor:
         """The coordinates in the order of the layer collection, shape (d,).
 
