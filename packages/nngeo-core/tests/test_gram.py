@@ -117,6 +117,10 @@ BUFFERS = [
     ),
     (torch.empty(3, 7, 3, 7), TypeError, "would lose digits"),
     ([1.0], TypeError, "a tensor or a numpy array"),
+    (torch.empty(3, 7, 3, 7, dtype=torch.complex128), TypeError, "complex128 and would lose digits"),
+    (torch.empty(3, 7, 1, 7, dtype=torch.float64).expand(3, 7, 3, 7), ValueError, "share one place in memory"),
+    (numpy.zeros((3, 7, 3, 7), dtype=">f8"), TypeError, "dtype >f8 .* the machine's own byte order"),
+    (numpy.zeros((3, 7, 3, 7))[::-1], TypeError, "which torch cannot write to .* give a contiguous one"),
 ]
 
 
@@ -125,6 +129,20 @@ def test_a_buffer_that_does_not_fit_is_refused(buffer: Any, error: type[Exceptio
     case = MODELS["mlp"]()
     with pytest.raises(error, match=message):
         GramMatrix(case.model, case.inputs, out=buffer)
+
+
+@pytest.mark.parametrize(("representation", "shape"), [("dense", (3, 7, 3, 7)), ("trace", (7, 7))])
+def test_a_buffer_that_is_read_only_is_refused_and_stays_as_it_was(
+    representation: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    case = MODELS["mlp"]()
+    numpy.memmap(tmp_path / "kernel", dtype="float64", mode="w+", shape=shape).flush()
+    array = numpy.zeros(shape)
+    array.setflags(write=False)
+    for buffer in (numpy.memmap(tmp_path / "kernel", dtype="float64", mode="r", shape=shape), array):
+        with pytest.raises(ValueError, match=r"read-only .* mode='r\+'"):
+            GramMatrix(case.model, case.inputs, representation, out=buffer)
+        assert not buffer.any()
 
 
 def one_for_each_token(inputs: Tensor) -> Tensor:

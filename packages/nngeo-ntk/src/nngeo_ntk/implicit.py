@@ -18,8 +18,9 @@ from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.processes import together
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.pvector import PVector
+from nngeo_ntk.buffers import Buffer
 from nngeo_ntk.implicit_jacobian import common_outputs, product_dtype, pull_back, push_forward
-from nngeo_ntk.kernels import Buffer, squared_norm
+from nngeo_ntk.kernels import squared_norm
 from nngeo_ntk.recorded import Recorded
 from nngeo_ntk.shared import shared_kernel
 

@@ -1,10 +1,8 @@
 """From examples to the numbers of a kernel: tile by tile, into one's own buffer or the caller's."""
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,16 +12,14 @@ from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
+from nngeo_ntk.buffers import Buffer, empty_kernel
 from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET, Source, pairs
 from nngeo_ntk.place import Place, within
 from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 from nngeo_ntk.shelf import Chunk
 from nngeo_ntk.tiles import Tile, tiles
 
-__all__ = ["Buffer", "METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
-
-Buffer: TypeAlias = Tensor | numpy.ndarray[Any, Any]
-"""Where a kernel may be written: a tensor, or an array such as a numpy memory map."""
+__all__ = ["METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
 
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 
@@ -56,7 +52,7 @@ def compute_kernel(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: There are no examples, or `method` is unknown.
+        ValueError: There are no examples, `method` is unknown, or the buffer cannot be written to.
         ShapeError: Examples have different numbers of outputs, or the buffer another shape.
         TypeError: The buffer's dtype would lose digits.
         NonFiniteError: An entry overflows.
@@ -115,7 +111,9 @@ def _compute(
         for first, second in _shown(steps, rows, columns, progress):
             if not found:
                 shape = _shape(first.outputs, len(rows.examples), len((columns or rows).examples), pairing)
-                found = {name: _buffer(buffer, shape, first) for name, buffer in out.items()}
+                found = {name: empty_kernel(one, shape, first.dtype, first.device) for name, one in out.items()}
+                if pairing == "summed":  # tiles of several directions are added
+                    found = {name: kernel.zero_() for name, kernel in found.items()}
                 sums = {name: torch.zeros((), dtype=first.dtype, device=first.device) for name in out}
             for name, layers in groups.items():
                 sums[name] += _write(found[name], (first, second), layers, rows, columns is None)
@@ -148,36 +146,6 @@ def _sources(
 
 def _shape(c: int, n: int, m: int, pairing: Pairing) -> tuple[int, ...]:
     return {"all": (c, n, c, m), "equal": (c, n, m), "summed": (n, m)}[pairing]
-
-
-def _buffer(buffer: Buffer | None, shape: tuple[int, ...], chunk: Chunk) -> Tensor:
-    """Where to write a kernel of a shape: the caller's buffer as a tensor, or a new one; zero where tiles are summed."""
-    dtype, device = chunk.dtype, chunk.device
-    if buffer is None:
-        return _empty(shape, dtype, device).zero_() if len(shape) == 2 else _empty(shape, dtype, device)
-    tensor = torch.from_numpy(buffer) if isinstance(buffer, numpy.ndarray) else buffer
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"out is a tensor or a numpy array (such as a memory map), got {type(buffer).__name__}")
-    if tensor.shape != shape:
-        raise ShapeError(
-            f"the buffer has shape {tuple(tensor.shape)}, and the kernel has shape {shape}; give out=empty{shape}"
-        )
-    if torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
-        raise TypeError(
-            f"the buffer is {tensor.dtype} and would lose digits of a kernel in {dtype}; give one in {dtype}"
-        )
-    tensor = tensor.detach()
-    return tensor.zero_() if len(shape) == 2 else tensor
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    try:
-        return torch.empty(shape, dtype=dtype, device=device)
-    except RuntimeError as error:
-        raise MemoryError(
-            f"a kernel of shape {shape} takes {math.prod(shape) * dtype.itemsize / 2**30:.0f} GiB, and there is less; give out="
-            " a numpy memory map, or take 'implicit', 'trace' or 'blockdiag'"
-        ) from error
 
 
 def _write(out: Tensor, pair: tuple[Chunk, Chunk], layers: tuple[str, ...], source: Source, symmetric: bool) -> Tensor:

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
-from nngeo_core.errors import ShapeError
 from nngeo_core.jacobians.contraction import GramMethod, Pairing
 from nngeo_core.parallel.group import Group
 from nngeo_core.sweep.generator import Generator
+from nngeo_ntk.buffers import Buffer, empty_kernel
 from nngeo_ntk.chunks import DEFAULT_MEMORY_BUDGET
 from nngeo_ntk.implicit_jacobian import common_outputs
-from nngeo_ntk.kernels import Buffer, compute_kernel
+from nngeo_ntk.kernels import compute_kernel
 from nngeo_ntk.recorded import Recorded
 from nngeo_ntk.ring import Captured, Replay, captured, visitors
 
@@ -74,7 +73,8 @@ class _Job:
             if name
         ]
         with self.group.together(_WHAT):
-            kernel = _buffer(out, shape, reduce(torch.promote_types, dtypes), self.generator.device)
+            dtype = reduce(torch.promote_types, dtypes)
+            kernel = empty_kernel(out, shape, dtype, self.generator.device, "the kernel of all processes' examples")
         kernel.zero_()
         first, failure = sent.start, self._attempt(kernel, own, None, sent.start)
         while True:
@@ -136,20 +136,3 @@ class _Job:
 
 def _name(portion: Captured) -> str:
     return str(portion.batches[0].dtype).removeprefix("torch.")
-
-
-def _buffer(out: Buffer | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where the kernel is computed: the caller's buffer as a tensor, or a new one."""
-    if out is None:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    tensor = torch.from_numpy(out) if isinstance(out, numpy.ndarray) else out
-    if tuple(tensor.shape) != shape:
-        raise ShapeError(
-            f"the buffer has shape {tuple(tensor.shape)}, and the kernel of all processes' examples has shape {shape}; give "
-            f"out=empty{shape}"
-        )
-    if torch.promote_types(tensor.dtype, dtype) != tensor.dtype:
-        raise TypeError(
-            f"the buffer is {tensor.dtype} and would lose digits of a kernel in {dtype}; give one in {dtype}"
-        )
-    return tensor.detach()

@@ -17,7 +17,7 @@ from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
 from nngeo_core.matrices.memo import Memo
 from nngeo_core.sweep.generator import Generator
-from nngeo_ntk.kernels import Buffer
+from nngeo_ntk.buffers import Buffer
 from nngeo_ntk.shared import shared_kernel
 
 __all__ = ["StoredKernel"]
