@@ -82,6 +82,22 @@ class PMatRestored(PMatListed):
         return [tensors[f"row.{place}"] for place in range(description["rows"])]
 
 
+class PMatNamed(PMatListed):
+    """Data by name, in an order of their own."""
+
+    name = "files-named"
+
+    def _checked(self, data: Any) -> Any:
+        return dict(data)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.data)
+
+    @staticmethod
+    def _data_restored(tensors: Mapping[str, Tensor], description: Mapping[str, Any], layers: LayerCollection) -> Any:
+        return dict(tensors)
+
+
 class PMatNothing(Algebra):
     """Stores no numbers."""
 
@@ -171,6 +187,20 @@ def test_data_of_one_s_own_need_one_method(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     PMatRestored(data=rows, layer_collection=LAYERS).save(tmp_path / "file")
     assert [row.tolist() for row in PMatRestored.load(tmp_path / "file").data] == [[1, 1], [0, 0, 0]]
+
+
+def test_tensors_come_back_in_their_own_order(tmp_path: Path) -> None:
+    rows = {
+        "second": torch.ones(1),
+        "first": torch.zeros(3),
+        "10": torch.ones(2),
+        "9": torch.ones(5, dtype=torch.float64),
+    }
+    PMatNamed(data=rows, layer_collection=LAYERS).save(tmp_path / "file")
+    assert list(PMatNamed.load(tmp_path / "file").data) == list(rows)
+    tensors, header = PMatNamed(data=rows, layer_collection=LAYERS)._contents()
+    written_before = {key: value for key, value in header.items() if key != "tensors"}
+    assert PMatNamed._from_contents(dict(sorted(tensors.items())), written_before).data.keys() == rows.keys()
 
 
 def test_what_stores_no_numbers_says_so(tmp_path: Path) -> None:

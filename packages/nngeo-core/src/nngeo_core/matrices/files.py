@@ -61,12 +61,12 @@ class Storable(ABC):
         write_file(path, Stored(self.kind, header, tensors))
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a file holds: tensors, and a header that names the representation."""
+        """What a file holds: tensors, and a header that names the representation, and them in their order."""
         tensors = self.tensors()
         if not tensors:
             raise self._without_numbers("written to a file")
-        header = {"name": self.name, "class": _full_name(type(self)), "about": self._description()}
-        return tensors, header
+        names = {"name": self.name, "class": _full_name(type(self)), "tensors": list(tensors)}
+        return tensors, {**names, "about": self._description()}
 
     def _without_numbers(self, what: str) -> UnsupportedOperationError:
         return UnsupportedOperationError(
@@ -117,7 +117,8 @@ class Storable(ABC):
                 f"the file holds a {cls.kind} '{name}' ({header['class']}), and {cls.__name__} is '{kind.name}'; the load of "
                 "an abstract class (PMat.load) reads every representation"
             )
-        return kind._restored(tensors, header["about"])
+        in_order = {key: tensors[key] for key in header.get("tensors", tensors)}  # a file sorts them
+        return kind._restored(in_order, header["about"])
 
     @classmethod
     def _find(cls, name: str, written_as: str) -> type["Storable"]:

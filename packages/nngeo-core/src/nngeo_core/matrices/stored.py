@@ -268,4 +268,5 @@ class StoredMatrix(Storable):
 
 
 def _overrides(kind: type[StoredMatrix], method: str) -> bool:
-    return getattr(kind, method).__func__ is not getattr(StoredMatrix, method).__func__
+    found = getattr(kind, method)  # a class method, or a static one
+    return getattr(found, "__func__", found) is not getattr(StoredMatrix, method).__func__
