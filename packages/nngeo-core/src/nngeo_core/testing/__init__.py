@@ -1,6 +1,7 @@
 """For tests of nngeo and of what plugs into it: oracles by plain autograd, and the models to try them on."""
 
 from nngeo_core.testing.fmat_contract import FMatContract
+from nngeo_core.testing.generator_contract import GeneratorContract
 from nngeo_core.testing.jacobian_contract import JacobianContract
 from nngeo_core.testing.kronecker_oracles import (
     ekfac_block,
@@ -30,6 +31,7 @@ from nngeo_core.testing.rule_contract import RuleCase, RuleContract
 __all__ = [
     "Case",
     "FMatContract",
+    "GeneratorContract",
     "JacobianContract",
     "LikelihoodCase",
     "LikelihoodContract",
