@@ -127,6 +127,16 @@ def test_norms(kind: Draw, p: float) -> None:
     assert float(value) == pytest.approx(float(np.linalg.norm(flat(v).numpy(), p)), rel=1e-13)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_norms_have_all_digits_of_numbers_of_any_size(scale: float) -> None:
+    layers = LayerCollection({"": LinearLayer(1_000_000, 1, bias=False)})
+    v = PVector(layers, vector_repr=torch.full((1_000_000,), scale))
+    assert float(v.norm()) == pytest.approx(1000 * scale, rel=1e-6)
+    leaf = torch.tensor([3.0, 4.0], requires_grad=True)
+    PVector(LayerCollection({"": LinearLayer(2, 1, bias=False)}), vector_repr=leaf).norm().backward()
+    assert torch.allclose(leaf.grad, torch.tensor([0.6, 0.8]))
+
+
 def test_wrong_operands_are_refused() -> None:
     v = draw(random_pvector, 0)
     with pytest.raises(

@@ -35,3 +35,14 @@ def test_all_eigenvalues_are_refused_with_what_has_them() -> None:
     case = MODELS["mlp"]()
     with pytest.raises(UnsupportedOperationError, match="compute the kernel as 'dense'"):
         GramMatrix(case.model, case.inputs, "implicit").eigendecomposition()
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e12])
+@pytest.mark.parametrize("budget", [None, 1])
+def test_norms_of_any_size(scale: float, budget: int | None) -> None:
+    model, x = torch.nn.Linear(3, 2, bias=False), scale * torch.randn(4, 3)
+    for others in (None, x[:3] + scale):
+        implicit = GramMatrix(model, x, "implicit", loader2=others, memory_budget=budget)
+        dense = GramMatrix(model.double(), x.double(), loader2=None if others is None else others.double())
+        model.float()
+        assert float(implicit.norm()) == pytest.approx(float(dense.norm()), rel=1e-5)

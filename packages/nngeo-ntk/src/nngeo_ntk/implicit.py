@@ -11,6 +11,7 @@ from torch import Tensor
 from nngeo_core.jacobians.contraction import GramMethod
 from nngeo_core.linear_algebra.conjugate_gradients import conjugate_gradients
 from nngeo_core.linear_algebra.lanczos import leading_eigenpairs
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.matrices.kernel_spectrum import KernelSpectrum
 from nngeo_core.parallel.group import Group
@@ -20,7 +21,7 @@ from nngeo_core.sweep.untouched import undisturbed
 from nngeo_core.vectors.pvector import PVector
 from nngeo_ntk.buffers import Buffer
 from nngeo_ntk.implicit_jacobian import common_outputs, product_dtype, pull_back, push_forward
-from nngeo_ntk.kernels import squared_norm
+from nngeo_ntk.kernels import kernel_norm
 from nngeo_ntk.recorded import Recorded
 from nngeo_ntk.shared import shared_kernel
 
@@ -162,9 +163,8 @@ class FMatImplicit(FMat):
     def _norm(self) -> Tensor:
         first = self.data[0]
         if len(self.data) > 1 or first.centered or first.generator.group is not None:
-            norm: Tensor = torch.linalg.vector_norm(self.get_dense_tensor())
-            return norm
-        return squared_norm(first.generator, first.rows, first.columns).sqrt() * torch.as_tensor(first.scale).abs()
+            return euclidean_norm(self.get_dense_tensor())
+        return kernel_norm(first.generator, first.rows, first.columns) * torch.as_tensor(first.scale).abs()
 
     def _solve(self, u: Tensor, regul: float) -> Tensor:
         found = conjugate_gradients(

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from nngeo_core.errors import NonFiniteError, ShapeError
 from nngeo_core.jacobians.contraction import GramMethod, Pairing, blocks
 from nngeo_core.linear_algebra.finite import all_finite
+from nngeo_core.linear_algebra.norms import euclidean_norm
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.untouched import undisturbed
 from nngeo_ntk.buffers import Buffer, empty_kernel
@@ -19,7 +20,7 @@ from nngeo_ntk.recorded import NO_OUTPUTS, Recorded
 from nngeo_ntk.shelf import Chunk
 from nngeo_ntk.tiles import Tile, tiles
 
-__all__ = ["METHODS", "compute_kernel", "compute_layer_kernels", "squared_norm"]
+__all__ = ["METHODS", "compute_kernel", "compute_layer_kernels", "kernel_norm"]
 
 METHODS: tuple[GramMethod, ...] = ("positions", "gradients", "products")
 
@@ -77,8 +78,8 @@ def compute_layer_kernels(
     return _compute(generator, examples, others, pairing, method, dict.fromkeys(each), each, progress)
 
 
-def squared_norm(generator: Generator, examples: Any, others: Any = None) -> Tensor:
-    """The sum of squares of all entries of K = J J'^T, of which none is stored; 0-dimensional.
+def kernel_norm(generator: Generator, examples: Any, others: Any = None) -> Tensor:
+    """The Frobenius norm of K = J J'^T, of which no more than a tile is stored; 0-dimensional.
 
     Takes what `compute_kernel` takes.
     """
@@ -87,9 +88,13 @@ def squared_norm(generator: Generator, examples: Any, others: Any = None) -> Ten
     with undisturbed(generator.model, generator.device), torch.no_grad():
         for first, second in pairs(rows, columns, generator.memory_budget or DEFAULT_MEMORY_BUDGET):
             for tile in tiles(first, second, layers, None, "all"):
-                total = total + (2 - (columns is not None)) * torch.linalg.vector_norm(tile.values).square()
+                if columns is not None:
+                    total = torch.hypot(total, euclidean_norm(tile.values))
+                    continue
+                _, beyond = _beyond_own(tile.columns, tile.values, tile.own)
+                total = torch.hypot(total, 2**0.5 * euclidean_norm(beyond))
                 if tile.own is not None:
-                    total = total - torch.linalg.vector_norm(_own_part(tile.values, tile.own)).square()
+                    total = torch.hypot(total, euclidean_norm(_own_part(tile.values, tile.own)))
     return total
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import ShapeError
+from nngeo_core.linear_algebra.norms import euclidean_norm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +96,8 @@ class Vector(ABC):
 
     def norm(self, p: float = 2) -> Tensor:
         """The norm (sum_i |v_i|^p)^(1/p), a 0-dimensional tensor; `float("inf")` gives the largest absolute value."""
-        norm: Tensor = torch.linalg.vector_norm(self.get_flat_representation(), p)
+        flat = self.get_flat_representation()
+        norm: Tensor = euclidean_norm(flat) if p == 2 else torch.linalg.vector_norm(flat, p)
         return norm
 
     def detach(self) -> Self:
