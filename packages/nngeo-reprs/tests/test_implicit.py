@@ -275,6 +275,42 @@ def test_a_changed_model_or_example_is_seen() -> None:
     check()
 
 
+class Switched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act, self.temperature, self.stopped = nn.Linear(6, 5), nn.Tanh(), 1.0, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.act(self.layer(x))
+        return (found.detach() + 0 * found if self.stopped else found) / self.temperature
+
+
+CHANGES: dict[str, Any] = {
+    "attribute": lambda model, outer: setattr(model, "temperature", 0.25),
+    "slightly": lambda model, outer: setattr(model, "temperature", 1 - 1e-12),
+    "submodule": lambda model, outer: setattr(model, "act", nn.ReLU()),
+    "derivative-alone": lambda model, outer: setattr(model, "stopped", True),
+    "closure": lambda model, outer: outer.update(scale=4.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_anything_that_the_outputs_come_from_is_seen(change: Any) -> None:
+    torch.manual_seed(0)
+    model, outer, x = Switched().double(), {"scale": 1.0}, torch.randn(3, 6).double()
+    generator = registry.generator("hooks")(model, "regression", lambda x: outer["scale"] * model(x))
+    F, v = PMatImplicit(generator, examples=x), torch.randn(1, 35).double()
+    F.solve(v, regul=0.1)
+    before = F.norm(), F.logdet(0.1)
+    change(model, outer)
+    exact = PMatDense(registry.generator("hooks")(model, "regression", generator.function), examples=x)
+    solved = F.solve(v, regul=0.1)
+    assert (exact.mv(solved) + 0.1 * solved - v).norm() <= 1e-12 * v.norm()
+    assert torch.allclose(F.norm(), exact.norm(), rtol=1e-13, atol=1e-13)
+    assert torch.allclose(F.logdet(0.1), exact.logdet(0.1), rtol=1e-13, atol=0)
+    assert not torch.equal(F.norm(), before[0]) and not torch.equal(F.logdet(0.1), before[1])
+
+
 def test_what_was_computed_goes_with_the_matrix() -> None:
     """Without waiting for a garbage collector: it may be as large as all Jacobians."""
     matrix = _implicit(mlp())

@@ -142,6 +142,18 @@ def test_the_layers_of_one_key_keep_what_is_between_them(case: Case) -> None:
     assert [part.n_examples for part in mixed.data] == [6, 6]
 
 
+def test_leading_eigenvalues_outside_of_a_part_s_span_are_not_passed_over() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).double(), torch.randn(3, 6).double()
+    F = FIM(model, x, {"0": "lowrank", None: "diag"})
+    for matrix in (F.inverse(0.1), -F):
+        with pytest.raises(UnsupportedOperationError, match=r"is among the 1 leading ones and is not stored"):
+            matrix.eigendecomposition(1)
+        assert len(matrix.eigendecomposition().values) < matrix.size(0)
+    found, exact = F.eigendecomposition(2), torch.linalg.eigvalsh(F.get_dense_tensor())
+    assert torch.allclose(found.values, exact[-2:])
+
+
 @pytest.mark.parametrize("representation", ["mixed", "auto", PMatMixed], ids=str)
 def test_mixed_and_auto_are_the_automatic_choice(representation: Any) -> None:
     case = mlp()

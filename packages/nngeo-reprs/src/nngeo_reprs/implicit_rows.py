@@ -1,12 +1,12 @@
 """The directions of all examples of a small data set: algebra on their side, where there are fewer of them than parameters."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nngeo_core.likelihoods.targets import digests
+from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, move_batch
 from nngeo_core.sweep.generator import Generator
 from nngeo_core.sweep.operator import OperatorGenerator
@@ -47,7 +47,8 @@ def checked_examples(examples: Any) -> Any:
 class RowSide:
     """Decides whether the Gram matrix of all directions is formed, and keeps what was computed of it.
 
-    Everything kept holds for one state of model and examples, which each call looks at anew.
+    Everything kept holds for one state of model, function and examples. Each call looks at it anew, by one product: whatever
+    changes F, be it an attribute of a module or a number in a closure, changes F w for a random w.
 
     Args:
         generator: Differentiates the model.
@@ -56,7 +57,7 @@ class RowSide:
     def __init__(self, generator: OperatorGenerator) -> None:
         self.limit = LARGEST_GRAM
         self._generator = generator
-        self._state: Hashable = None
+        self._state: Tensor | None = None
         self._count: dict[int, bool] = {}
         self._rows: JacobianRows | None = None
 
@@ -82,7 +83,7 @@ class RowSide:
 
     def fewer_than(self, batches: Batches, limit: int) -> bool:
         """Whether all examples have fewer directions than that together, from forward passes alone."""
-        if self._generator.group is not None:
+        if self._generator.group is not None or not isinstance(self._generator, Generator):
             return False
         self._look(batches)
         if limit not in self._count:
@@ -91,8 +92,7 @@ class RowSide:
 
     def _is_less(self, batches: Batches, limit: int) -> bool:
         generator, rows = self._generator, 0
-        if not isinstance(generator, Generator):
-            return False
+        assert isinstance(generator, Generator)
         with undisturbed(generator.model, generator.device), torch.no_grad():
             for batch in batches():
                 n = count_examples(batch)
@@ -106,21 +106,10 @@ class RowSide:
         return True
 
     def _look(self, batches: Batches) -> None:
-        """Forget what was kept, if the model or the examples are others."""
-        model = self._generator.model
-        parts = [*model.parameters(), *model.buffers()]
-        contents = tuple(
-            (id(part), 0 if part.is_inference() else part._version, _fingerprint(part))  # `.data` has no version
-            for part in parts
-        )
-        with undisturbed(model, self._generator.device), torch.no_grad():
-            examples = sum(int(digests(batch).sum()) for batch in batches() if count_examples(batch))
-        state = (contents, tuple(module.training for module in model.modules()), examples)
-        if state != self._state:
+        """Forget what was kept, if F is another matrix."""
+        generator = self._generator
+        source = torch.Generator().manual_seed(0)
+        w = torch.randn(generator.layer_collection.numel(), dtype=torch.float64, device="cpu", generator=source)
+        state = generator.flat_product(w.to(generator.device, generator._dtype()), batches())
+        if self._state is None or not torch.equal(state, self._state) or not all_finite(state):
             self._state, self._count, self._rows = state, {}, None
-
-
-def _fingerprint(part: Tensor) -> float:
-    """A sum in which each entry has a weight of its own, so that entries which change places show."""
-    entries = part.detach().double().flatten()
-    return float(entries @ torch.linspace(1, 2, len(entries), dtype=torch.float64, device=entries.device))

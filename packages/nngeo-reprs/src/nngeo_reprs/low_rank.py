@@ -134,15 +134,10 @@ class PMatLowRank(PMat):
 
     def _eigendecomposition(self, k: int | None) -> Eigendecomposition:
         spectrum = self._spectrum()
-        found = Eigendecomposition(
-            self.layer_collection, spectrum.values, lambda places: spectrum.vectors[places]
+        outside = spectrum.shift if spectrum.outside else None
+        return Eigendecomposition(
+            self.layer_collection, spectrum.values, lambda places: spectrum.vectors[places], outside=outside
         ).leading(k)
-        if k is not None and spectrum.outside and spectrum.shift > found.values[0]:
-            self._unsupported(
-                f"the eigenvector of one of the {spectrum.outside} eigenvalues {float(spectrum.shift):.2g} outside of the span",
-                "eigendecomposition() has those in the span, or convert('dense')",
-            )
-        return found
 
     def _eigenvalues(self) -> Tensor:
         return self._spectrum().all_values()

@@ -248,7 +248,9 @@ class PMatMixed(PMat):
                 vectors[mine.to(self.device)] = self._places.join_rows(number, part)
             return vectors
 
-        return Eigendecomposition(self.layer_collection, values, rows).leading(k)
+        left_out = [each.outside for each in found if each.outside is not None]
+        outside = torch.stack(left_out).amax() if left_out else None
+        return Eigendecomposition(self.layer_collection, values, rows, outside=outside).leading(k)
 
     def _largest_singular_value(self, tol: float) -> Tensor:
         return torch.stack(self._each(lambda part: part.norm(2, tol))).amax()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nngeo_core.errors import UnsupportedOperationError
 from nngeo_core.layers.collection import LayerCollection
 from nngeo_core.vectors.pvector import PVector
 
@@ -23,6 +24,8 @@ class Eigendecomposition:
         values: Eigenvalues w, shape (k,), ascending.
         rows: Returns the eigenvectors of the eigenvalues at given places, shape (m, d) for places (m,).
         residuals: Bounds of |M u_k - w_k u_k| where an iteration found them, shape (k,); else None.
+        outside: The eigenvalue, 0-dimensional, of all that is orthogonal to these eigenvectors, where they are not all of M's
+            and nothing else is known of the others; else None.
 
     Example:
         >>> from nngeo_core.layers.layer import LinearLayer
@@ -36,6 +39,7 @@ class Eigendecomposition:
     values: Tensor
     rows: Callable[[Tensor], Tensor]
     residuals: Tensor | None = None
+    outside: Tensor | None = None
 
     def vectors(self, places: slice = slice(None)) -> Tensor:
         """The eigenvectors of the chosen eigenvalues as rows, shape (m, d)."""
@@ -51,13 +55,24 @@ class Eigendecomposition:
 
         Raises:
             ValueError: k is not between 1 and their number.
+            UnsupportedOperationError: An eigenvalue whose eigenvectors are not stored is larger than one of them.
         """
         if k is None:
             return self
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(self.values):
             raise ValueError(f"k is how many eigenvalues to take, 1 to {len(self.values)}; got {k!r}")
         first = len(self.values) - k
+        if self.outside is not None and self.outside > self.values[first]:
+            raise UnsupportedOperationError(
+                f"an eigenvector of the eigenvalue {float(self.outside):.2g} is among the {k} leading ones and is not stored, "
+                "outside of the span of a low-rank matrix as it is; eigendecomposition() has those in the span, or "
+                "convert('dense')"
+            )
         residuals = None if self.residuals is None else self.residuals[first:]
         return Eigendecomposition(
-            self.layer_collection, self.values[first:], lambda places: self.rows(places + first), residuals
+            self.layer_collection,
+            self.values[first:],
+            lambda places: self.rows(places + first),
+            residuals,
+            self.outside,
         )
