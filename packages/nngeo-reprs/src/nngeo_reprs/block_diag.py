@@ -120,7 +120,7 @@ class PMatBlockDiag(PMat):
             solver = self._cached(
                 ("solver", layer_id), lambda: factorize(self.data[layer_id], regul, self.symmetric, what), regul
             )
-            return solver(part.reshape(-1, part.shape[-1]).T).T.reshape(part.shape)
+            return solver(part.flatten(0, -2).T).T.reshape(part.shape) if part.ndim > 1 else solver(part[:, None])[:, 0]
 
         return self._by_layer(v, divide)
 

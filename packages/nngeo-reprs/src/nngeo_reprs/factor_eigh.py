@@ -26,6 +26,8 @@ def factor_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         NonFiniteError: An entry is NaN or infinite.
     """
     values, vectors = eigh(matrix)
+    if not values.numel():  # of a layer without inputs or outputs
+        return values, vectors
     sizes, eps = values.abs(), torch.finfo(values.dtype).eps
     largest = sizes.amax(-1, keepdim=True)
     zero = sizes <= ROUNDING * eps * largest

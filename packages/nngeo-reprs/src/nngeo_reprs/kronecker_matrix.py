@@ -116,6 +116,8 @@ class KroneckerMatrix(PMat):
             chosen = order[places]
             whole = values.new_zeros(len(chosen), len(values))
             for layer_id, place in self.layer_collection.slices().items():
+                if place.start == place.stop:
+                    continue
                 basis = self._eigenblocks()[layer_id].basis
                 here = (chosen >= place.start) & (chosen < place.stop)
                 units = torch.nn.functional.one_hot(chosen[here] - place.start, place.stop - place.start).to(values)

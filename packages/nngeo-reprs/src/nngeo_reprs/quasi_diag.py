@@ -265,7 +265,11 @@ class PMatQuasiDiag(PMat):
         )
 
     def _largest_singular_value(self, tol: float) -> Tensor:
-        parts = [torch.maximum(block.highest().amax(), -block.lowest().amin()) for block in self.data.values()]
+        parts = [
+            torch.maximum(block.highest().amax(), -block.lowest().amin())
+            for block in self.data.values()
+            if block.diagonal.numel()
+        ]
         return torch.stack(parts).amax()
 
     def _eigendecomposition(self, k: int | None) -> Eigendecomposition:

@@ -26,6 +26,8 @@ def check_invertible(eigenvalues: Tensor, regul: float, what: str, exact: bool =
     Raises:
         NotPositiveDefiniteError: Naming a damping that would do.
     """
+    if not eigenvalues.numel():  # of a layer without parameters
+        return
     low, high = (float(end) for end in eigenvalues.aminmax())
     smallest = low if low > 0 else float(eigenvalues.abs().min())
     units = 1 if regul else sum(eigenvalues.shape[-2:])  # undamped, eigenvalues are as good as their decomposition
@@ -42,7 +44,7 @@ def check_definite(eigenvalues: Tensor, regul: float, what: str, exact: bool = F
     Raises:
         NotPositiveDefiniteError: Naming a damping that would do.
     """
-    smallest = float(eigenvalues.min())
+    smallest = float(eigenvalues.min()) if eigenvalues.numel() else 0.0
     if smallest < 0:
         raise NotPositiveDefiniteError(
             f"{what} + {regul:g} I is not positive definite: its smallest eigenvalue is {smallest:.1e}; use "

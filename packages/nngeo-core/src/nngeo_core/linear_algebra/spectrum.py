@@ -41,4 +41,6 @@ def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
 
 
 def _cutoff(eigenvalues: Tensor, size: int) -> Tensor:
+    if not eigenvalues.numel():  # of a layer without parameters
+        return eigenvalues.new_zeros(())
     return size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().amax(-1, keepdim=True)

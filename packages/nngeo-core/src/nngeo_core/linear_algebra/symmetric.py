@@ -79,5 +79,7 @@ def _probes(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _largest(rows: Tensor) -> Tensor:
     """The largest absolute value of each matrix, shape (...): unlike a sum of squares it leaves no dtype's range."""
+    if not rows.numel():  # of a layer without parameters
+        return rows.new_zeros(rows.shape[:-2])
     found: Tensor = torch.linalg.vector_norm(rows, torch.inf, dim=(-2, -1))
     return found
