@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from nngeo_core.conventions import result_dtype
 from nngeo_core.errors import NonFiniteError, UnsupportedLayerError
 from nngeo_core.jacobians.base import LayerJacobian
 from nngeo_core.jacobians.dense import DenseJacobian
@@ -201,7 +202,7 @@ class Capture:
     def layer_jacobians(
         self, directions: Tensor, keep_graph: bool, mask: Tensor | None = None
     ) -> dict[str, LayerJacobian]:
-        """The Jacobian of each layer that was called.
+        """The Jacobian of each layer that was called, all of the dtype with the most digits: that of the sums.
 
         Args:
             directions: Output gradients, shape (c, n, ...).
@@ -221,7 +222,9 @@ class Capture:
                 jacobian = jacobian if mask is None else jacobian.with_mask(mask)
                 before = jacobians.get(use.layer_id)
                 jacobians[use.layer_id] = jacobian if before is None else add(before, jacobian)
-        return jacobians
+        dtypes = (jacobian.dtype for jacobian in jacobians.values())
+        dtype = reduce(torch.promote_types, dtypes, result_dtype(self.outputs.dtype))
+        return {name: part if part.dtype == dtype else part.to(dtype) for name, part in jacobians.items()}
 
     def _jacobian(self, use: Use, captured: CapturedCall, gradients: tuple[Tensor, ...]) -> LayerJacobian:
         given = gradients[0] if len(gradients) == 1 else gradients

@@ -187,7 +187,8 @@ class HessianGenerator(OperatorGenerator):
         if (u @ mv - v @ mu).abs() > rounding * (u.norm() * mv.norm() + v.norm() * mu.norm()):
             raise NNGeoError(
                 f"the second derivatives of this model's loss are not symmetric, u.(M v) = {float(u @ mv):.6g} and v.(M u) = "
-                f"{float(v @ mu):.6g}: the backward pass of a custom autograd function in it is not differentiable"
+                f"{float(v @ mu):.6g}: a backward pass in it is not differentiable as it should be, be it of a custom autograd "
+                "function or of torch's own weight_norm on a CPU; the Gauss-Newton matrix, GGN(...), needs none of this"
             )
         self._trusted = (state, n > 1)
 

@@ -82,5 +82,6 @@ class Passes:
             self.generator.position_mask(outputs, batch),
         )
         layers = capture.layer_jacobians(directions.to(outputs.dtype), keep_graph=chosen.stop < total, mask=mask)
-        dtype, sign = result_dtype(outputs.dtype), 1 if chosen.start < positive or not total else -1
+        dtype = next((layer.dtype for layer in layers.values()), result_dtype(outputs.dtype))
+        sign = 1 if chosen.start < positive or not total else -1
         return JacobianBatch(layers, capture.n, chosen, total, dtype, outputs.device, sign)

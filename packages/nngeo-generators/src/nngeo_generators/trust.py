@@ -136,7 +136,8 @@ def differing_layers(
         expected = [plain[name] for name in names]
         norms[layer_id] = errors[layer_id] = _norm(expected)
         if layer_id in jacobians:
-            errors[layer_id] = _norm(jacobians[layer_id].residual(expected, weights))
+            found = jacobians[layer_id]
+            errors[layer_id] = _norm(found.residual(expected, weights.to(found.dtype)))
         if not (math.isfinite(norms[layer_id]) or all(all_finite(plain[name]) for name in names)):
             raise NonFiniteError(
                 f"the gradient of layer '{layer_id}' has a NaN or an infinity, though the outputs are finite: the model "

@@ -1,11 +1,13 @@
 """The directions of all examples of a small data set: algebra on their side, where there are fewer of them than parameters."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from nngeo_core.jacobians.batch import JacobianBatch
 from nngeo_core.linear_algebra.finite import all_finite
 from nngeo_core.sweep.examples import Batch, count_examples, is_one_batch, move_batch
 from nngeo_core.sweep.generator import Generator
@@ -78,7 +80,8 @@ class RowSide:
             return None
         if self._rows is None:
             with undisturbed(generator.model, generator.device), torch.no_grad():
-                self._rows = JacobianRows(generator.layer_collection, list(generator.stream(batches())))
+                jacobians = [_in_dtype(batch, generator._dtype()) for batch in generator.stream(batches())]
+            self._rows = JacobianRows(generator.layer_collection, jacobians)
         return self._rows if signed or self._rows.definite else None
 
     def fewer_than(self, batches: Batches, limit: int) -> bool:
@@ -113,3 +116,10 @@ class RowSide:
         state = generator.flat_product(w.to(generator.device, generator._dtype()), batches())
         if self._state is None or not torch.equal(state, self._state) or not all_finite(state):
             self._state, self._count, self._rows = state, {}, None
+
+
+def _in_dtype(batch: JacobianBatch, dtype: torch.dtype) -> JacobianBatch:
+    """The Jacobians in the dtype of products, which outputs of more digits than the parameters do not have."""
+    if batch.dtype == dtype:
+        return batch
+    return replace(batch, layers={name: layer.to(dtype) for name, layer in batch.layers.items()}, dtype=dtype)

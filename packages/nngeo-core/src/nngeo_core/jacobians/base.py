@@ -51,6 +51,19 @@ class LayerJacobian(ABC):
     def to_dense(self) -> Tensor:
         """J, shape (c, n, d)."""
 
+    def to(self, dtype: torch.dtype) -> "LayerJacobian":
+        """The same J in another dtype: that of the sums, for a layer that computes in one of fewer digits than others.
+
+        Raises:
+            UnsupportedOperationError: A subclass does not say how.
+        """
+        if dtype == self.dtype:
+            return self
+        raise UnsupportedOperationError(
+            f"a {type(self).__name__} in {self.dtype} cannot become {dtype}, in which other layers of the model compute; give "
+            "the model one dtype, or the class a method `to`"
+        )
+
     def of_examples(self, examples: slice | Tensor) -> "LayerJacobian | None":
         """J of some examples, a slice or their numbers, in the same structure; None where a subclass does not say how."""
         return None

@@ -40,6 +40,10 @@ class DenseJacobian(LayerJacobian):
         """The stored tensor itself."""
         return self.tensor
 
+    def to(self, dtype: torch.dtype) -> "DenseJacobian":
+        """The same J in another dtype."""
+        return DenseJacobian(self.tensor.to(dtype))
+
     def of_examples(self, examples: slice | Tensor) -> "DenseJacobian":
         """J of some examples."""
         return DenseJacobian(self.tensor[:, examples])

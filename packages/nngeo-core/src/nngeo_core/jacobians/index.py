@@ -57,6 +57,10 @@ class IndexJacobian(LayerJacobian):
         """Bytes of the inputs."""
         return int(self.index.nbytes)
 
+    def to(self, dtype: torch.dtype) -> "IndexJacobian":
+        """The same J in another dtype."""
+        return replace(self, g=self.g.to(dtype))
+
     def joined(self, other: LayerJacobian) -> LayerJacobian | None:
         """Two look-ups of one table are one with more positions."""
         if not isinstance(other, IndexJacobian) or other.rows != self.rows:

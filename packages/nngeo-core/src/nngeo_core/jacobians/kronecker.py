@@ -120,6 +120,10 @@ class KroneckerJacobian(LayerJacobian):
         weight = torch.stack([self._gradients(g) for g in self.g])
         return self.layout.pack(weight, self._bias_gradients())
 
+    def to(self, dtype: torch.dtype) -> "KroneckerJacobian":
+        """The same J in another dtype."""
+        return KroneckerJacobian(lambda: self.a.to(dtype), self.g.to(dtype), self.layout, self.mask)
+
     def of_examples(self, examples: slice | Tensor) -> "KroneckerJacobian":
         """J of some examples."""
         mask = None if self.mask is None else self.mask[examples]

@@ -50,6 +50,10 @@ class ScaleShiftJacobian(LayerJacobian):
         """Bytes of the inputs."""
         return int(self.x_hat.nbytes)
 
+    def to(self, dtype: torch.dtype) -> "ScaleShiftJacobian":
+        """The same J in another dtype."""
+        return ScaleShiftJacobian(self.x_hat.to(dtype), self.g.to(dtype), self.has_bias)
+
     def of_examples(self, examples: slice | Tensor) -> "ScaleShiftJacobian":
         """J of some examples."""
         return ScaleShiftJacobian(self.x_hat[examples], self.g[:, examples], self.has_bias)

@@ -55,6 +55,10 @@ class SumJacobian(LayerJacobian):
         """J, shape (c, n, d)."""
         return reduce(torch.add, (part.to_dense() for part in self.parts))
 
+    def to(self, dtype: torch.dtype) -> LayerJacobian:
+        """The same J in another dtype."""
+        return SumJacobian(tuple(part.to(dtype) for part in self.parts))
+
     def of_examples(self, examples: slice | Tensor) -> LayerJacobian | None:
         """J of some examples, if all parts say how."""
         parts = [part.of_examples(examples) for part in self.parts]
