@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nngeo_core import LayerCollection, LinearLayer, NonFiniteError, NotPositiveDefiniteError, PMat, PVector, ShapeError
+from nngeo_core import (
+    FIM,
+    LayerCollection,
+    LinearLayer,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    PMat,
+    PVector,
+    ShapeError,
+)
 from nngeo_core.testing import Case, PMatAlgebraContract, PMatContract
 from nngeo_reprs import PMatDiag
 
@@ -59,3 +68,11 @@ def test_the_diagonal_is_a_copy() -> None:
     matrix = _diag(1, 2, 3)
     matrix.get_diag().zero_()
     assert matrix.trace().item() == 6
+
+
+@pytest.mark.parametrize("representation", ["diag", "quasidiag", "ekfac"])
+def test_sums_over_many_examples_keep_their_digits(representation: str) -> None:
+    x = torch.rand(300_000, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([x.double().square().mean(0), torch.ones(1)])
+    found = FIM(torch.nn.Linear(2, 1), x, representation, variant="regression").get_diag()
+    assert torch.allclose(found.double(), expected, rtol=5e-6)

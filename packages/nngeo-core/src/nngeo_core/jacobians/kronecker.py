@@ -22,6 +22,9 @@ from nngeo_core.jacobians.squares import add_squares_by_pairs_, squared_norm_by_
 
 __all__ = ["KroneckerJacobian"]
 
+_ADDED_IN_A_ROW = 4096
+"""Examples whose squares one product adds, with one output one after the other: after a million float32 has four digits left."""
+
 
 class KroneckerJacobian(LayerJacobian):
     """J[c, n] = sum_s g[c, n, s] (x) a[n, s], for each of q groups (Goodfellow 2015; Grosse & Martens 2016).
@@ -171,7 +174,9 @@ class KroneckerJacobian(LayerJacobian):
         weight, bias = self.layout.unpack(total)
         if self.positions == 1:
             g = _summed_squares(self.g[:, :, 0]).permute(1, 2, 0)  # q, G, n
-            weight.baddbmm_(g, self.a[:, 0].square().transpose(0, 1))
+            a = self.a[:, 0].square().transpose(0, 1)
+            for some in blocks(a.shape[1], 1, _ADDED_IN_A_ROW):
+                weight.baddbmm_(g[:, :, some], a[:, some])
             squares = g.sum(2)
         else:
             self._add_squares_of_gradients(weight)
