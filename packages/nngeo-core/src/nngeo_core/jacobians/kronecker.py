@@ -23,7 +23,7 @@ from nngeo_core.jacobians.squares import add_squares_by_pairs_, squared_norm_by_
 __all__ = ["KroneckerJacobian"]
 
 _ADDED_IN_A_ROW = 4096
-"""Examples whose squares one product adds, with one output one after the other: after a million float32 has four digits left."""
+"""Examples whose squares one product adds: with one output one after the other, and of a million float32 keeps four digits."""
 
 
 class KroneckerJacobian(LayerJacobian):
@@ -176,7 +176,10 @@ class KroneckerJacobian(LayerJacobian):
             g = _summed_squares(self.g[:, :, 0]).permute(1, 2, 0)  # q, G, n
             a = self.a[:, 0].square().transpose(0, 1)
             for some in blocks(a.shape[1], 1, _ADDED_IN_A_ROW):
-                weight.baddbmm_(g[:, :, some], a[:, some])
+                if g.shape[1] == 1:  # to one row torch adds product after product
+                    weight += g[:, :, some] @ a[:, some]
+                else:
+                    weight.baddbmm_(g[:, :, some], a[:, some])
             squares = g.sum(2)
         else:
             self._add_squares_of_gradients(weight)
