@@ -12,7 +12,7 @@ import pytest
 from nngeo_core.plugins import API_VERSION, hookspecs
 
 PAGES = Path(__file__).parents[1] / "docs" / "plugins"
-TUTORIALS = ["layer-rule", "likelihood", "representation"]
+TUTORIALS = ["generator", "layer-rule", "likelihood", "representation"]
 
 
 def load(path: Path) -> ModuleType:

@@ -60,7 +60,9 @@ def test_targets_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="regul is a finite number >= 0"):
         KernelRegression(kernel, p.targets, -1.0)
     fit = KernelRegression(kernel, p.targets, 1.0)
-    with pytest.raises(ShapeError, match=r"expected an FVector of shape \(3, 4\)"):
+    with pytest.raises(
+        ShapeError, match=r"the columns of the cross kernel are \(3, 4\) .*, and the kernel has \(3, 7\)"
+    ):
         fit.predict(GramMatrix(p.case.model, p.train, loader2=p.test))
     with pytest.raises(ShapeError, match="targets have shape"):
         KernelRegression(kernel, random_fvector(8, 3))

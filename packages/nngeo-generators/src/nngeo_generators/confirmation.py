@@ -92,9 +92,9 @@ def what_waits(
 
 
 def are_outputs(directions: Tensor) -> bool:
-    """Whether output directions (c, n, ...) are the outputs themselves, one by one."""
+    """Whether output directions (c, n, ...) are the outputs themselves, one by one; of outputs (n,), one number each."""
     c, n = directions.shape[:2]
-    flat = directions.flatten(2)
+    flat = directions.unsqueeze(-1).flatten(2)
     identity = torch.eye(c, dtype=flat.dtype, device=flat.device)
     return flat.shape[2] == c and torch.equal(flat, identity[:, None].expand(c, n, c))
 

@@ -68,13 +68,16 @@ class Linearizer:
         self._sound = set() if sound is None else sound
         self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in parameters.values())
 
-    def linearize(self, network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
+    def linearize(
+        self, network: Network, batch: Batch, metric: "Metric | None", counted: "Metric | None" = None
+    ) -> Linearization:
         """J v and J^T L J v of one batch.
 
         Args:
             network: Maps the batch to its outputs.
             batch: Some examples.
             metric: L u from the outputs and u; None for J v alone, which keeps no graph, and so is checked the first time only.
+            counted: u with zeros for the outputs whose derivatives are not asked for; None if all are.
 
         Raises:
             NNGeoError: Forward and reverse derivatives of this model differ, or do not exist, in every way that was tried.
@@ -84,7 +87,7 @@ class Linearizer:
         while True:
             way = self._ways[0]
             try:
-                return self._linearize(way, network, batch, metric)
+                return self._linearize(way, network, batch, metric, counted)
             except torch.OutOfMemoryError:
                 raise
             except Exception as refusal:  # whatever a model raises that meets dual numbers
@@ -96,7 +99,9 @@ class Linearizer:
             self._ways.pop(0)
             log.info("products go on by %s: %s", _name(self._ways[0]), reason)
 
-    def _linearize(self, way: "Way", network: Network, batch: Batch, metric: "Metric | None") -> Linearization:
+    def _linearize(
+        self, way: "Way", network: Network, batch: Batch, metric: "Metric | None", counted: "Metric | None"
+    ) -> Linearization:
         with differentiable_attention(), torch.set_grad_enabled(metric is not None):
             outputs, change = way(network, self.parameters, self.tangents, batch)
         change = change.detach()
@@ -104,7 +109,7 @@ class Linearizer:
         if kind not in self._sound or not changes:
             with torch.enable_grad():
                 graph = network.with_parameters(self.parameters, batch) if metric is None else outputs
-            self._check_random(graph, change)
+            self._check_random(graph, change, counted)
         if not changes:
             return Linearization(outputs.detach(), change, [torch.zeros_like(v) for v in self.tangents])
         self._sound.add(kind)
@@ -115,11 +120,12 @@ class Linearizer:
         self._check(outputs, pulled, (image * change).sum())
         return Linearization(outputs.detach(), change, pulled)
 
-    def _check_random(self, outputs: Tensor, change: Tensor) -> None:
+    def _check_random(self, outputs: Tensor, change: Tensor, counted: "Metric | None") -> None:
         """Raise unless r . (J v) = v . (J^T r) for a random r: the free check cannot see what L J v does not reach."""
         r = torch.randn(
             outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype, device="cpu"
         ).to(outputs.device)
+        r = r if counted is None else counted(outputs.detach(), r)
         pulled = pull_back_one(outputs, self.parameters, r, keep_graph=True)
         difference = (_dot(self.tangents, pulled) - _dot([r], [change])).abs()
         scale = _norm(self.tangents) * _norm(pulled) + _norm([r]) * _norm([change])

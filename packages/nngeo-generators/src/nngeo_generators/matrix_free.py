@@ -72,7 +72,8 @@ def fisher_product(
     linearizer = Linearizer(generator.model, parameters, v, ways, sound)
     n, (total, sums) = 0, _zeros(parameters)
     for part in parts:
-        found = linearizer.linearize(network, part.batch, partial(generator.metric, batch=part.batch))
+        metric, counted = (partial(act, batch=part.batch) for act in (generator.metric, generator.counted))
+        found = linearizer.linearize(network, part.batch, metric, counted)
         check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
         torch._foreach_add_(sums, found.pulled)
         n += len(found.outputs)
@@ -89,7 +90,7 @@ def fisher_form(
     linearizer = Linearizer(generator.model, leaves(generator.model, generator.layer_collection), v, ways, sound)
     n, total = 0, torch.zeros((), dtype=v.dtype, device=v.device)
     for part in parts:
-        found = linearizer.linearize(network, part.batch, None)
+        found = linearizer.linearize(network, part.batch, None, partial(generator.counted, batch=part.batch))
         check_finite(found.outputs, generator.model, partial(network, part.batch), part.numbers)
         total += (generator.metric(found.outputs, found.change, part.batch) * found.change).sum()
         n += len(found.outputs)

@@ -8,7 +8,7 @@ from nngeo_core.conventions import checked_regul
 from nngeo_core.linear_algebra.damping import factorize
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.vectors.fvector import FVector
-from nngeo_ntk.over_outputs import check_outputs, over_outputs
+from nngeo_ntk.over_outputs import check_cross, check_outputs, over_outputs
 from nngeo_ntk.stored import StoredKernel
 
 __all__ = ["GaussianProcess"]
@@ -61,7 +61,12 @@ class GaussianProcess:
         Args:
             cross: K(X1, X).
             prior_mean: m(X1), shape (c, n1); None for zero.
+
+        Raises:
+            ShapeError: The columns of the cross kernel are not the training examples.
+            TypeError: Its entries are of other outputs than the kernel's.
         """
+        check_cross(self.kernel, cross)
         change = over_outputs(cross, self._dual, cross.mv)
         return change if prior_mean is None else prior_mean + change
 
@@ -71,7 +76,13 @@ class GaussianProcess:
         Args:
             cross: K(X1, X).
             test: K(X1, X1).
+
+        Raises:
+            ShapeError: The columns of the cross kernel are not the training examples, or its rows not those of the test.
+            TypeError: The entries are of other outputs than the kernel's, or not stored.
         """
+        check_cross(self.kernel, cross)
+        check_cross(test, cross, "rows")
         rows, prior = _stored(cross)._blocks(), _stored(test)
         solved = factorize(self.kernel._blocks(), self.noise, True, "the kernel")(rows.mT)
         blocks = prior._blocks() - rows @ solved

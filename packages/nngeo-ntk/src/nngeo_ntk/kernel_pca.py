@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nngeo_core.matrices.fmat import FMat
+from nngeo_ntk.over_outputs import check_cross
 
 __all__ = ["KernelPCA"]
 
@@ -40,7 +41,12 @@ class KernelPCA:
 
         Args:
             cross: K(X1, X), of the representation of the kernel.
+
+        Raises:
+            ShapeError: Its columns are not the examples of the kernel.
+            TypeError: Its entries are of other outputs than the kernel's.
         """
+        check_cross(self.kernel, cross)
         entries = cross.get_dense_tensor()  # (c, n1, c, n)
         rows = entries - self.kernel.get_dense_tensor().mean(1, keepdim=True)
         centered = rows - rows.mean(3, keepdim=True)

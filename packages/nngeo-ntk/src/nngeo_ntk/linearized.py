@@ -6,12 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nngeo_core.linear_algebra.spectrum import reciprocals
+from nngeo_core.linear_algebra.spectrum import cutoff, reciprocals
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.vectors.fvector import FVector
-from nngeo_ntk.over_outputs import check_outputs, over_outputs
+from nngeo_ntk.over_outputs import check_cross, check_outputs, over_outputs
 
 __all__ = ["LinearizedModel"]
+
+_SHORT = 0.1
+"""Times, in units of one over the cut-off of eigenvalues, in which what is left of zero ones by rounding does not count."""
 
 
 class LinearizedModel:
@@ -64,7 +67,9 @@ class LinearizedModel:
         Raises:
             ValueError: The time is negative.
             ShapeError: The sizes do not fit.
+            TypeError: The cross kernel's entries are of other outputs than the kernel's.
         """
+        check_cross(self.kernel, cross)
         check_outputs(cross, outputs, "outputs")
         duals = self._moved(time, lambda values, duals: duals)
         return outputs - over_outputs(cross, duals, cross.mv)
@@ -80,8 +85,12 @@ class LinearizedModel:
 
 
 def _integrated_decay(values: Tensor, time: float) -> Tensor:
-    """(1 - exp(-t w)) / w, the integral of exp(-s w) from 0 to t: t at w = 0, or zero if t is infinite."""
+    """(1 - exp(-t w)) / w, the integral of exp(-s w) from 0 to t: t at w = 0, or zero if t is infinite.
+
+    It is zero too for eigenvalues within rounding of zero when t is so long that rounding would count: t multiplies it.
+    """
     if math.isinf(time):
         return reciprocals(values, len(values))
-    positive = values > 0
-    return torch.where(positive, -torch.expm1(-time * values) / torch.where(positive, values, 1), time)
+    positive, zero = values > 0, cutoff(values, len(values))
+    found = torch.where(positive, -torch.expm1(-time * values) / torch.where(positive, values, 1), time)
+    return torch.where((values > zero) | (time * zero <= _SHORT), found, 0)

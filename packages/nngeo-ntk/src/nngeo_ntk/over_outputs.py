@@ -1,6 +1,7 @@
 """Kernels of examples alone, applied to every output."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -8,7 +9,7 @@ from nngeo_core.errors import ShapeError
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.vectors.fvector import FVector
 
-__all__ = ["check_outputs", "over_outputs"]
+__all__ = ["check_cross", "check_outputs", "over_outputs"]
 
 
 def over_outputs(kernel: FMat, u: FVector, act: Callable[[FVector], FVector]) -> FVector:
@@ -35,3 +36,28 @@ def check_outputs(kernel: FMat, vector: FVector, name: str) -> None:
         raise ShapeError(
             f"{name} have shape {given}, expected {(c, n)} as the kernel; an FVector has the outputs first"
         )
+
+
+def check_cross(kernel: FMat, cross: FMat, side: Literal["rows", "columns"] = "columns") -> None:
+    """Raise unless a cross kernel has the outputs and examples of a kernel on one side, and entries that mean the same.
+
+    Raises:
+        ShapeError: It has others.
+        TypeError: One is of all pairs of outputs, and the other of equal ones alone.
+    """
+    given, expected = cross.size()[:2] if side == "rows" else cross.size()[2:], kernel.size()[:2]
+    if given != expected:
+        raise ShapeError(
+            f"the {side} of the cross kernel are {given} outputs and examples, and the kernel has {expected}; "
+            f"compute both from the same examples and as '{kernel.name}'"
+        )
+    if expected[0] > 1 and _pairing(cross) != _pairing(kernel):
+        raise TypeError(
+            f"the cross kernel is '{cross.name}' and the kernel '{kernel.name}', whose entries are not of the same outputs; "
+            f"compute both as '{kernel.name}'"
+        )
+
+
+def _pairing(kernel: FMat) -> object:
+    """Which outputs meet in a kernel: in one that says nothing all of them."""
+    return getattr(kernel, "pairing", "all")

@@ -5,7 +5,7 @@ from torch import Tensor
 from nngeo_core.conventions import DEFAULT_REGUL
 from nngeo_core.matrices.fmat import FMat
 from nngeo_core.vectors.fvector import FVector
-from nngeo_ntk.over_outputs import check_outputs, over_outputs
+from nngeo_ntk.over_outputs import check_cross, check_outputs, over_outputs
 
 __all__ = ["KernelRegression"]
 
@@ -32,6 +32,7 @@ class KernelRegression:
 
     def __init__(self, kernel: FMat, targets: FVector, regul: float | Tensor = DEFAULT_REGUL) -> None:
         check_outputs(kernel, targets, "targets")
+        self.kernel = kernel
         self.dual = over_outputs(kernel, targets, lambda u: kernel.solve(u, regul))
 
     def predict(self, cross: FMat) -> FVector:
@@ -42,5 +43,7 @@ class KernelRegression:
 
         Raises:
             ShapeError: Its columns are not the training examples.
+            TypeError: Its entries are of other outputs than the kernel's.
         """
+        check_cross(self.kernel, cross)
         return over_outputs(cross, self.dual, cross.mv)

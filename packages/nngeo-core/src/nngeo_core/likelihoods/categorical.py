@@ -9,7 +9,10 @@ from torch import Tensor
 from nngeo_core.errors import ShapeError
 from nngeo_core.likelihoods.base import Likelihood
 
-__all__ = ["Categorical", "ClassifLogSoftmax", "ClassifLogits"]
+__all__ = ["IGNORED", "Categorical", "ClassifLogSoftmax", "ClassifLogits"]
+
+IGNORED = -100
+"""The label that torch's losses and transformers leave out."""
 
 
 class Categorical(Likelihood):
@@ -86,8 +89,9 @@ class Categorical(Likelihood):
         return drawn.view(outputs.movedim(self.class_axis, -1).shape[:-1])
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """e_y - p at each position; labels that are no class (ignored ones) must be masked."""
-        return self._one_hot(outputs, y) - self._probabilities(outputs, self.class_axis)
+        """e_y - p at each position; zero where the label is -100, as for torch's losses."""
+        score = self._one_hot(outputs, y) - self._probabilities(outputs, self.class_axis)
+        return score.masked_fill_((y == IGNORED).unsqueeze(self.class_axis), 0)
 
     def _one_hot(self, outputs: Tensor, y: Tensor) -> Tensor:
         shape = outputs.movedim(self.class_axis, -1).shape[:-1]
@@ -97,8 +101,12 @@ class Categorical(Likelihood):
                 f"of shape {tuple(y.shape)} and dtype {y.dtype}"
             )
         classes = self.n_output(outputs)
-        if y.max() >= classes:
-            raise ValueError(f"a target is class {int(y.max())}, and the model returns {classes} classes")
+        wrong = (y >= classes) | ((y < 0) & (y != IGNORED))
+        if wrong.any():
+            raise ValueError(
+                f"a target is class {int(y[wrong][0])}, and the model returns {classes} classes, from 0 on; {IGNORED} alone is "
+                "ignored"
+            )
         one_hot = torch.nn.functional.one_hot(y.clamp(min=0), classes).to(outputs.dtype)
         return one_hot.movedim(-1, self.class_axis)
 

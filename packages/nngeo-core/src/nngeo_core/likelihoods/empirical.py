@@ -82,12 +82,13 @@ def per_example(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
 
 
 def _check_alone(loss: Loss, outputs: Tensor, targets: Any, losses: Tensor) -> None:
-    """Raise if the last example has another loss alone than among the others."""
-    last, count = slice(len(outputs) - 1, None), len(outputs)
-    one = tree_map_only(Tensor, lambda part: part[last] if part.shape[:1] == (count,) else part, targets)
-    alone = loss(outputs[last], one) if count > 1 else losses
-    if (alone - losses[last]).abs().max() > torch.finfo(losses.dtype).eps ** 0.5 * losses.abs().max():
+    """Raise if the example with the largest loss has another one alone than among the others."""
+    count, place = len(outputs), int(losses.abs().argmax()) if len(outputs) else 0
+    chosen = slice(place, place + 1)
+    one = tree_map_only(Tensor, lambda part: part[chosen] if part.shape[:1] == (count,) else part, targets)
+    alone = loss(outputs[chosen], one) if count > 1 else losses
+    if (alone - losses[chosen]).abs().max() > torch.finfo(losses.dtype).eps ** 0.5 * losses.abs().max():
         raise ValueError(
-            f"the loss of an example is {float(alone):.6g} alone and {float(losses[-1]):.6g} among {count}: it depends on the "
-            "other examples (divided by their number?), or is random; expected one loss for each example"
+            f"the loss of an example is {float(alone):.6g} alone and {float(losses[place]):.6g} among {count}: it depends on "
+            "the other examples (divided by their number?), or is random; expected one loss for each example"
         )

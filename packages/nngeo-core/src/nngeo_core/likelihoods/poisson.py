@@ -48,11 +48,12 @@ class PoissonLogRate(Likelihood):
         """The smallest y with P(count <= y) >= uniform, by bisection."""
         rate = outputs.double().exp()
         low, high = torch.full_like(rate, -1.0), (rate + 40 * rate.sqrt() + 80).ceil()
-        while (high - low > 1).any():
+        while True:
             middle = ((low + high) / 2).floor()
+            if not ((low < middle) & (middle < high)).any():  # beyond 2^53 not every whole number is a float64
+                return high.to(outputs.dtype)
             enough = torch.special.gammaincc(middle + 1, rate) >= uniform
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        return high.to(outputs.dtype)
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The residual y - exp(f)."""

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from nngeo_core.errors import ShapeError
-from nngeo_core.likelihoods.categorical import Categorical
+from nngeo_core.likelihoods.categorical import IGNORED, Categorical
 from nngeo_core.likelihoods.targets import targets_of
 
 __all__ = ["CausalLMLogits", "SegmentationLogits"]
-
-IGNORED = -100
-"""The label that torch's losses and transformers leave out."""
 
 
 class SegmentationLogits(Categorical):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nngeo_core.errors import NotPositiveDefiniteError
 
-__all__ = ["reciprocals", "roots"]
+__all__ = ["cutoff", "reciprocals", "roots"]
 
 
 def roots(eigenvalues: Tensor, size: int, what: str) -> Tensor:
@@ -19,14 +19,14 @@ def roots(eigenvalues: Tensor, size: int, what: str) -> Tensor:
     Raises:
         NotPositiveDefiniteError: One is negative beyond the cut-off.
     """
-    cutoff = _cutoff(eigenvalues, size)
-    if (eigenvalues < -cutoff).any():
+    zero = cutoff(eigenvalues, size)
+    if (eigenvalues < -zero).any():
         smallest = eigenvalues.min()
         raise NotPositiveDefiniteError(
             f"{what} has the negative eigenvalue {float(smallest):.1e} and no real square root; add c I with "
             f"c >= {-float(smallest):.0e} first"
         )
-    return torch.where(eigenvalues > cutoff, eigenvalues, 0).sqrt()
+    return torch.where(eigenvalues > zero, eigenvalues, 0).sqrt()
 
 
 def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
@@ -36,11 +36,17 @@ def reciprocals(eigenvalues: Tensor, size: int) -> Tensor:
         eigenvalues: Those of one matrix along the last axis, shape (..., k).
         size: The d of the cut-off.
     """
-    kept = eigenvalues.abs() > _cutoff(eigenvalues, size)
+    kept = eigenvalues.abs() > cutoff(eigenvalues, size)
     return torch.where(kept, 1 / torch.where(kept, eigenvalues, 1), 0)
 
 
-def _cutoff(eigenvalues: Tensor, size: int) -> Tensor:
+def cutoff(eigenvalues: Tensor, size: int) -> Tensor:
+    """d eps times the largest absolute value along the last axis, which stays with size one.
+
+    Args:
+        eigenvalues: Those of one matrix along the last axis, shape (..., k).
+        size: d.
+    """
     if not eigenvalues.numel():  # of a layer without parameters
         return eigenvalues.new_zeros(())
     return size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().amax(-1, keepdim=True)

@@ -143,11 +143,15 @@ class Generator(OperatorGenerator):
 
     def metric(self, outputs: Tensor, u: Tensor, batch: Batch) -> Tensor:
         """L u for the outputs of a batch, and u of their shape; positions that do not count are left out."""
-        targets, mask = self.likelihood.targets(batch), self.position_mask(outputs, batch)
-        if mask is None:
-            return self.likelihood.metric(_precise(outputs), _precise(u), targets)
-        kept = self.likelihood.spread(mask, outputs)
-        return self.likelihood.metric(_precise(outputs), _precise(u) * kept, targets) * kept
+        found = self.likelihood.metric(
+            _precise(outputs), self.counted(outputs, _precise(u), batch), self.likelihood.targets(batch)
+        )
+        return self.counted(outputs, found, batch)
+
+    def counted(self, outputs: Tensor, u: Tensor, batch: Batch) -> Tensor:
+        """u of the outputs' shape, with zeros at positions that do not count."""
+        mask = self.position_mask(outputs, batch)
+        return u if mask is None else u * self.likelihood.spread(mask, outputs)
 
 
 def _precise(tensor: Tensor) -> Tensor:
