@@ -281,3 +281,11 @@ def test_registered_kinds() -> None:
              "segmentation_logits_random_signs"}  # fmt: skip
     assert names <= set(registry.names("likelihoods"))
     assert all(isinstance(registry.likelihood(name)(), Likelihood) for name in names)
+
+
+def test_huge_poisson_rates_are_drawn() -> None:
+    outputs = torch.tensor([[36.0], [37.0], [45.0], [100.0]], dtype=torch.float64)
+    assert (PoissonLogRate().sample(outputs, torch.zeros(4, 1, dtype=torch.float64)) == 0).all()
+    for uniform in (0.1, 0.5, 0.9):
+        found = PoissonLogRate().sample(outputs, torch.full((4, 1), uniform, dtype=torch.float64))
+        assert torch.allclose(found, outputs.exp(), rtol=1e-6)

@@ -73,3 +73,21 @@ def test_time_runs_forward_from_the_models_outputs() -> None:
             found.fit(time)
     with pytest.raises(ShapeError, match="outputs have shape"):
         LinearizedModel(found.kernel, FVector(torch.ones(3, 6)), p.targets)
+
+
+@pytest.mark.parametrize("time", [1e3, 1e4, 1e6, 1e8, math.inf])
+def test_rounding_of_zero_eigenvalues_does_not_grow_with_time(time: float) -> None:
+    """In float32, with more outputs of all examples than parameters: against float64, without what lies outside."""
+    torch.manual_seed(0)
+    single = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    double = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
+    double.load_state_dict(single.state_dict())
+    train, test, y = torch.randn(60, 2), torch.randn(7, 2), torch.randn(2, 60)
+    found = []
+    for model, dtype in ((single, torch.float32), (double, torch.float64)):
+        x, z = train.to(dtype), test.to(dtype)
+        with torch.no_grad():
+            starts = [FVector(model(inputs).T) for inputs in (x, z)]
+        fit = LinearizedModel(GramMatrix(model, x), starts[0], FVector(y.to(dtype)))
+        found.append(fit.predict(GramMatrix(model, z, loader2=x), starts[1], time).vector_repr)
+    assert relative_error(found[0].double(), found[1]) <= 2e-2

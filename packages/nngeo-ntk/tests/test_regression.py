@@ -6,7 +6,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from nngeo_core import FVector, GramMatrix, ShapeError, random_fvector
 from nngeo_core.testing import relative_error
-from nngeo_ntk import KernelRegression
+from nngeo_ntk import GaussianProcess, KernelPCA, KernelRegression, LinearizedModel
 
 from .helpers import problem
 
@@ -66,3 +66,34 @@ def test_targets_that_do_not_fit_are_refused() -> None:
         fit.predict(GramMatrix(p.case.model, p.train, loader2=p.test))
     with pytest.raises(ShapeError, match="targets have shape"):
         KernelRegression(kernel, random_fvector(8, 3))
+
+
+def test_cross_kernels_of_another_kind_are_refused() -> None:
+    p = problem()
+    model, c = p.case.model, p.targets.size()[0]
+    kernels = {kind: GramMatrix(model, p.train, kind) for kind in ("dense", "blockdiag", "trace", "implicit")}
+    crosses = {kind: GramMatrix(model, p.test, kind, loader2=p.train) for kind in kernels}
+    tests = {kind: GramMatrix(model, p.test, kind) for kind in kernels}
+    alike = {"dense": "dense", "implicit": "dense"}
+    start = p.outputs(p.test)
+    for kind, kernel in kernels.items():
+        fits = {"regression": KernelRegression(kernel, p.targets, 1.0).predict}
+        if kind != "implicit":
+            flow, process = (
+                LinearizedModel(kernel, p.outputs(p.train), p.targets),
+                GaussianProcess(kernel, p.targets, 1.0),
+            )
+            fits |= {"flow": lambda cross, flow=flow: flow.predict(cross, start), "mean": process.mean}
+        for other, cross in crosses.items():
+            for fit in fits.values():
+                if alike.get(kind, kind) == alike.get(other, other):
+                    assert fit(cross).size() == (c, len(p.test))
+                    continue
+                with pytest.raises((TypeError, ShapeError), match=f"compute both .*as '{kind}'"):
+                    fit(cross)
+    with pytest.raises((TypeError, ShapeError), match="compute both"):
+        GaussianProcess(kernels["dense"], p.targets, 1.0).covariance(crosses["blockdiag"], tests["blockdiag"])
+    with pytest.raises((TypeError, ShapeError), match="the rows of the cross kernel|compute both"):
+        GaussianProcess(kernels["dense"], p.targets, 1.0).covariance(crosses["dense"], tests["trace"])
+    with pytest.raises((TypeError, ShapeError), match="compute both"):
+        KernelPCA(kernels["dense"]).project(crosses["trace"])

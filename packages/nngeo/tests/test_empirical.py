@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nngeo import EmpiricalFIM, PMatDense, ShapeError, UnsupportedOperationError, populate, random_pvector
+from nngeo import EmpiricalFIM, Hessian, PMatDense, ShapeError, UnsupportedOperationError, populate, random_pvector
 from nngeo_core.testing import relative_error
 
 
@@ -177,3 +177,30 @@ def test_what_is_no_target_or_loss() -> None:
         EmpiricalFIM(model, (X, LABELS + 4), "diag", variant="classif_logits")
     with pytest.raises(ShapeError, match="targets are one tensor, or come with a `loss`"):
         EmpiricalFIM(model, [(X, (LABELS, LABELS))], "diag", variant="classif_logits")
+
+
+def test_ignored_labels_have_no_gradient_and_impossible_ones_are_refused() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3).double(), torch.randn(8, 4).double(), torch.randint(0, 3, (8,))
+    y[:4] = -100
+    per_example = nn.CrossEntropyLoss(reduction="none")
+    for compute in (EmpiricalFIM, Hessian):
+        representation = "dense" if compute is EmpiricalFIM else "implicit"
+        by_name, by_loss = (
+            compute(model, (x, y), representation, **options).convert("dense").get_dense_tensor()
+            for options in ({"variant": "classif_logits"}, {"loss": per_example})
+        )
+        assert relative_error(by_name, by_loss) <= 1e-12
+    for label in (-1, 3):
+        y[0] = label
+        with pytest.raises(ValueError, match=f"a target is class {label}, and the model returns 3 classes"):
+            EmpiricalFIM(model, (x, y), "dense", variant="classif_logits")
+
+
+def test_a_loss_that_is_zero_for_the_last_example_is_compared_at_another() -> None:
+    model, x, y = nn.Linear(4, 3).double(), torch.randn(20, 4).double(), torch.arange(20) % 3
+    y[-1] = -100
+    with pytest.raises(ValueError, match="depends on the other examples"):
+        EmpiricalFIM(
+            model, (x, y), "dense", loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none") / len(o)
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 from transformers.tokenization_utils_base import BatchEncoding
 
 from nngeo import (
@@ -16,6 +16,7 @@ from nngeo import (
     EmpiricalFIM,
     FIM_MonteCarlo,
     GaussianLikelihood,
+    GramMatrix,
     HooksGenerator,
     Likelihood,
     OutputMetric,
@@ -321,3 +322,33 @@ def test_a_metric_of_the_users() -> None:
     jacobian = output_jacobian(model, x, [name for name, _ in model.named_parameters()])
     minkowski = (jacobian[0].T @ jacobian[0] - jacobian[1].T @ jacobian[1]) / 6
     assert relative_error(flat(signed, model), minkowski) <= 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 40])
+@pytest.mark.parametrize("variant", ["classif_binary_logits", "regression", "poisson"])
+def test_one_output_without_an_axis_of_its_own(variant: str, n: int) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(4, 1).double(), torch.randn(n, 4).double()
+    model = nn.Sequential(linear, nn.Flatten(0))
+    for representation in ("dense", "diag", "implicit"):
+        found = FIM(model, x, representation, variant=variant)
+        expected = FIM(linear, x, representation, variant=variant)
+        assert relative_error(found.get_diag(), expected.get_diag()) <= 1e-12
+    kernels = [GramMatrix(one, x, "dense").get_dense_tensor() for one in (model, linear)]
+    assert relative_error(*kernels) <= 1e-12
+
+
+def test_products_are_compared_where_positions_count() -> None:
+    """Rows of a left-padded batch whose every key is masked have no right derivative in torch; they do not count."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=7, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, ffn_dim=6, max_position_embeddings=12,
+        word_embed_proj_dim=4, dropout=0.0,
+    )  # fmt: skip
+    model = OPTForCausalLM(config).double().eval()
+    batch = {"input_ids": torch.randint(3, 7, (5, 4)), "attention_mask": torch.ones(5, 4, dtype=torch.int64)}
+    batch["attention_mask"][1, :2] = 0
+    dense, implicit = FIM(model, batch, ["dense", "implicit"], variant="causal_lm_logits")
+    v = random_pvector(dense.layer_collection, dtype=torch.float64)
+    assert relative_error(implicit.vTMv(v), dense.vTMv(v)) <= 1e-10
+    assert relative_error(implicit.mv(v).get_flat_representation(), dense.mv(v).get_flat_representation()) <= 1e-10

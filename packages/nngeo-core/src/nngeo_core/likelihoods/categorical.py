@@ -103,9 +103,9 @@ class Categorical(Likelihood):
         classes = self.n_output(outputs)
         wrong = (y >= classes) | ((y < 0) & (y != IGNORED))
         if wrong.any():
+            label = max(y[wrong].tolist(), key=abs)
             raise ValueError(
-                f"a target is class {int(y[wrong][0])}, and the model returns {classes} classes, from 0 on; {IGNORED} alone is "
-                "ignored"
+                f"a target is class {label}, and the model returns {classes} classes, from 0 on; {IGNORED} alone is ignored"
             )
         one_hot = torch.nn.functional.one_hot(y.clamp(min=0), classes).to(outputs.dtype)
         return one_hot.movedim(-1, self.class_axis)

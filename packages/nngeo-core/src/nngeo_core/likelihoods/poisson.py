@@ -50,10 +50,11 @@ class PoissonLogRate(Likelihood):
         low, high = torch.full_like(rate, -1.0), (rate + 40 * rate.sqrt() + 80).ceil()
         while True:
             middle = ((low + high) / 2).floor()
-            if not ((low < middle) & (middle < high)).any():  # beyond 2^53 not every whole number is a float64
+            between = (low < middle) & (middle < high)  # beyond 2^53 not every whole number is a float64
+            if not between.any():
                 return high.to(outputs.dtype)
             enough = torch.special.gammaincc(middle + 1, rate) >= uniform
-            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+            low, high = torch.where(between & ~enough, middle, low), torch.where(between & enough, middle, high)
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The residual y - exp(f)."""
