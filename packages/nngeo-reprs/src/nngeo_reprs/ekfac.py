@@ -33,7 +33,8 @@ class PMatEKFAC(KroneckerMatrix):
 
     Inverses, roots, pseudo-inverses (with a cut-off at d_l eps times the block's largest eigenvalue), products and sums in
     one basis, and the sum with c I stay in it. A sum of two matrices with different bases is a `PMatSum`; their product
-    raises. `convert("ekfac")` of a `PMatKFAC` is exact.
+    raises. `convert("ekfac")` of a `PMatKFAC` is exact. `update` averages the eigenvalues, in the basis that is there: when
+    the model has moved far from where that was computed, make the matrix anew.
 
     `data` is a mapping from layer id to `EigenBlock`.
 

@@ -79,7 +79,8 @@ class LayerCollection(Mapping[str, Layer]):
                 of the model with all that is inside them; None takes all.
 
         Raises:
-            UnsupportedLayerError: If a module with parameters has no rule, or its rule refuses its configuration.
+            UnsupportedLayerError: If a module's rule refuses its configuration; without the package nngeo-generators, which
+                differentiates any module, also if one with parameters has no rule.
             ValueError: If a lazy module has not seen its first batch yet, or one of `only` means no layer.
 
         Example:

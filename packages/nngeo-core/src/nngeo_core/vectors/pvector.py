@@ -74,7 +74,8 @@ class PVector(Vector):
 
         Raises:
             LayerCollectionMismatchError: If the model does not have the collection's parameters.
-            UnsupportedLayerError: If `layer_collection` is None and a module of the model has no layer rule.
+            UnsupportedLayerError: If `layer_collection` is None and a module's rule refuses it; without the package
+                nngeo-generators, which differentiates any module, also if it has no rule.
 
         Example:
             >>> from nngeo_core.layers.layer import LinearLayer
@@ -97,7 +98,8 @@ class PVector(Vector):
 
         Raises:
             LayerCollectionMismatchError: If the model does not have the collection's parameters.
-            UnsupportedLayerError: If `layer_collection` is None and a module of the model has no layer rule.
+            UnsupportedLayerError: If `layer_collection` is None and a module's rule refuses it; without the package
+                nngeo-generators, which differentiates any module, also if it has no rule.
 
         Example:
             >>> from nngeo_core.layers.layer import LinearLayer
