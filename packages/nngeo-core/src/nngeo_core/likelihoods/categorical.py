@@ -9,7 +9,7 @@ from torch import Tensor
 from nngeo_core.errors import ShapeError
 from nngeo_core.likelihoods.base import Likelihood
 
-__all__ = ["IGNORED", "Categorical", "ClassifLogSoftmax", "ClassifLogits"]
+__all__ = ["Categorical", "ClassifLogSoftmax", "ClassifLogits", "IGNORED"]
 
 IGNORED = -100
 """The label that torch's losses and transformers leave out."""
