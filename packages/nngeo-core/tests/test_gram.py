@@ -119,6 +119,7 @@ BUFFERS = [
     ([1.0], TypeError, "a tensor or a numpy array"),
     (torch.empty(3, 7, 3, 7, dtype=torch.complex128), TypeError, "complex128 and would lose digits"),
     (torch.empty(3, 7, 1, 7, dtype=torch.float64).expand(3, 7, 3, 7), ValueError, "share one place in memory"),
+    (torch.empty(600).double().as_strided((3, 7, 3, 7), (49, 7, 7, 1)), ValueError, "share one place in memory"),
     (numpy.zeros((3, 7, 3, 7), dtype=">f8"), TypeError, "dtype >f8 .* the machine's own byte order"),
     (numpy.zeros((3, 7, 3, 7))[::-1], TypeError, "which torch cannot write to .* give a contiguous one"),
 ]

@@ -40,6 +40,12 @@ def test_derivatives_and_batches(scale: float) -> None:
     assert torch.allclose(each, torch.stack([euclidean_norm(row) for row in tensor]), rtol=1e-14, atol=0)
     gradient = torch.func.grad(euclidean_norm)(tensor)
     assert torch.allclose(gradient, tensor / torch.linalg.vector_norm(tensor), rtol=1e-12, atol=0)
+    sparse = torch.zeros(1100, dtype=torch.float64)
+    sparse[700] = scale
+    sparse.requires_grad_()
+    (first,) = torch.autograd.grad(euclidean_norm(sparse), sparse, create_graph=True)
+    assert torch.autograd.grad(first.sum(), sparse)[0].isfinite().all()
+    assert euclidean_norm(torch.tensor(-3.0), keepdim=True) == 3
     leaf = torch.zeros(3, requires_grad=True)
     euclidean_norm(leaf).backward()
     assert leaf.grad is not None and not leaf.grad.any()

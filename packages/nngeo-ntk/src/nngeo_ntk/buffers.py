@@ -50,12 +50,22 @@ def empty_kernel(
         raise TypeError(
             f"the buffer is {tensor.dtype} and would lose digits of a kernel in {dtype}; give one in {dtype}"
         )
-    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), shape, strict=True)):
+    if _overlaps(tensor):
         raise ValueError(
             f"several entries of the buffer share one place in memory (its strides are {tensor.stride()}), as expand makes "
-            f"it; give out=empty{shape}"
+            f"them; give out=empty{shape}"
         )
     return tensor.detach()
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether an axis steps into what the axes with smaller steps reach."""
+    reach = 1
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and step < reach:
+            return True
+        reach += step * (size - 1)
+    return False
 
 
 def _from_array(array: numpy.ndarray[Any, Any]) -> Tensor:

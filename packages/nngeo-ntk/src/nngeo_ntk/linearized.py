@@ -91,6 +91,7 @@ def _integrated_decay(values: Tensor, time: float) -> Tensor:
     """
     if math.isinf(time):
         return reciprocals(values, len(values))
+    time = min(time, torch.finfo(values.dtype).max)
     positive, zero = values > 0, cutoff(values, len(values))
     found = torch.where(positive, -torch.expm1(-time * values) / torch.where(positive, values, 1), time)
     return torch.where((values > zero) | (time * zero <= _SHORT), found, 0)

@@ -85,7 +85,7 @@ class RowSide:
         return self._rows if signed or self._rows.definite else None
 
     def fewer_than(self, batches: Batches, limit: int) -> bool:
-        """Whether all examples have fewer directions than that together, from forward passes alone."""
+        """Whether all examples have fewer directions than that together; nothing is formed to know."""
         if self._generator.group is not None or not isinstance(self._generator, Generator):
             return False
         self._look(batches)

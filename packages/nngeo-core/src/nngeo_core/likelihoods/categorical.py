@@ -100,7 +100,7 @@ class Categorical(Likelihood):
                 f"variant '{self.name}' expects a class for each position, integers of shape {tuple(shape)}; got targets "
                 f"of shape {tuple(y.shape)} and dtype {y.dtype}"
             )
-        classes = self.n_output(outputs)
+        classes, y = self.n_output(outputs), y.long()
         wrong = (y >= classes) | ((y < 0) & (y != IGNORED))
         if wrong.any():
             label = max(y[wrong].tolist(), key=abs)

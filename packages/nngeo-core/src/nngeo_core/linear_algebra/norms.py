@@ -17,7 +17,7 @@ def euclidean_norm(tensor: Tensor, dim: int | tuple[int, ...] | None = None, kee
 
     Args:
         tensor: The numbers, of any shape.
-        dim: Which dimensions; None takes all.
+        dim: Which dimensions; None takes all, and an empty tuple none.
         keepdim: Whether they stay, with size one.
 
     Example:
@@ -27,6 +27,8 @@ def euclidean_norm(tensor: Tensor, dim: int | tuple[int, ...] | None = None, kee
     if dim is None and not keepdim and tensor.is_contiguous():
         tensor = tensor.view(-1)
     dims = tuple(range(tensor.ndim)) if dim is None else (dim,) if isinstance(dim, int) else dim
+    if not dims:
+        return tensor.abs()
     found = _over(tensor, dims)
     if tensor.numel() and not _is_safe(found):
         largest = tensor.detach().abs().amax(dims, keepdim=True).clamp(min=torch.finfo(tensor.dtype).tiny)
@@ -46,7 +48,7 @@ def _is_safe(found: Tensor) -> bool:
 def _over(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The norms over some dimensions, which stay with size one: one after the other, and each in pieces."""
     for dim in dims:
-        while (size := tensor.shape[dim]) > _PIECE:
+        while (size := tensor.shape[dim]) > _PIECE and not tensor.requires_grad:  # (no second derivative)
             whole = size - size % _PIECE
             pieces = tensor.narrow(dim, 0, whole).unflatten(dim, (-1, _PIECE))
             norms = torch.linalg.vector_norm(pieces, dim=dim + 1 if dim >= 0 else dim)
