@@ -117,8 +117,8 @@ def _compute(
             if not found:
                 shape = _shape(first.outputs, len(rows.examples), len((columns or rows).examples), pairing)
                 found = {name: empty_kernel(one, shape, first.dtype, first.device) for name, one in out.items()}
-                if pairing == "summed":  # tiles of several directions are added
-                    found = {name: kernel.zero_() for name, kernel in found.items()}
+                for kernel in found.values() if pairing == "summed" else ():
+                    kernel.zero_()  # tiles of several directions are added
                 sums = {name: torch.zeros((), dtype=first.dtype, device=first.device) for name in out}
             for name, layers in groups.items():
                 sums[name] += _write(found[name], (first, second), layers, rows, columns is None)

@@ -23,7 +23,8 @@ class LinearizedModel:
     For the loss 1/2 sum_i |f(x_i) - y_i|^2, summed over examples and outputs, and dw/dt = -gradient, the outputs are
     f_t(x) = f_0(x) - K(x, X) K^-1 (I - exp(-t K)) (f_0(X) - y) (Jacot, Gabriel & Hongler 2018; Lee et al. 2019). t steps of
     gradient descent with a small learning rate a are the time a t; for a loss averaged over n examples, a t / n. What
-    lies where K is zero is never learned.
+    lies where K is zero is never learned. Eigenvalues below c n eps times the largest count as zero once t is a tenth of one
+    over that cut-off, or infinite: from then on nothing would be left of them but rounding, which t multiplies.
 
     Args:
         kernel: K(X, X) of the training examples.
